@@ -67,6 +67,7 @@ class PretrainConfig(TrainingConfig):
     validation_share: Fraction = Field(
         default=0.02, description="share of the documents held out for the validation loss"
     )
+    validate_every: PositiveInt = Field(default=200, description="optimizer steps between validations")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> PretrainConfig:

@@ -28,7 +28,8 @@ def run(config: PretrainConfig, inputs: StageInputs, ctx: RunContext) -> dict[st
     documents = inputs.data.text or training_dialogues(inputs.data)
     if not documents:
         raise DataError("there is no text to pretrain on", hint="set data.text.path, or data.documents of a world")
-    tokenizer = train_tokenizer(documents, config.vocabulary)
+    held_out_documents, train_documents = held_out(documents, config.validation_share)
+    tokenizer = train_tokenizer(train_documents, config.vocabulary)
     model = new_model(
         config.architecture,
         layers=config.layers,
@@ -41,10 +42,9 @@ def run(config: PretrainConfig, inputs: StageInputs, ctx: RunContext) -> dict[st
     policy = Policy(Backbone(model.to(ctx.device), device=ctx.device), tokenizer)  # pyright: ignore[reportArgumentType]
     renderer = Renderer(tokenizer, template=inputs.template, max_length=config.max_length)
 
-    held_out_documents, train_documents = held_out(documents, config.validation_share)
     rows = [row for text in train_documents for row in blocks(renderer, text, config.max_length)]
     validation = [row for text in held_out_documents for row in blocks(renderer, text, config.max_length)]
-    metrics = train_causal(policy, rows, validation, config, config.epochs, 200, ctx)
+    metrics = train_causal(policy, rows, validation, config, ctx)
     policy.save(ctx.folder)
     return {
         **metrics,

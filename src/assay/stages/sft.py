@@ -38,7 +38,7 @@ def run(config: SFTConfig, inputs: StageInputs, ctx: RunContext) -> dict[str, fl
     held_out = demonstration_rows(renderer, inputs.data.demonstrations.validation)
     if not rows:
         raise DataError("no demonstration fits the context", hint=f"raise sft.max_length ({config.max_length})")
-    metrics = train_causal(policy, rows, held_out, config, config.epochs, config.validate_every, ctx)
+    metrics = train_causal(policy, rows, held_out, config, ctx)
     policy.save(ctx.folder)
     return {**metrics, "rows": len(rows), "dropped": len(inputs.data.demonstrations.train) - len(rows)}
 
@@ -54,12 +54,10 @@ def train_causal(
     rows: Sequence[Row],
     held_out: Sequence[Row],
     config: SFTConfig | PretrainConfig,
-    epochs: int,
-    validate_every: int,
     ctx: RunContext,
 ) -> dict[str, float]:
     """Minimise the negative log-likelihood of the rows' labels; also the loop of pretraining."""
-    plan = loop.plan([len(row.ids) for row in rows], config.batch_size, epochs, ctx.seed)
+    plan = loop.plan([len(row.ids) for row in rows], config.batch_size, config.epochs, ctx.seed)
     optimizer = loop.Optimizer(policy.parameters_trained(), config.optim, len(plan))
     start, state = loop.resume(ctx, optimizer)
     first_loss = state.get("first_loss", math.nan)
@@ -89,7 +87,7 @@ def train_causal(
                 "train/learning_rate": moved["learning_rate"],
                 "train/tokens_per_s": tokens / (time.perf_counter() - began),
             }
-            if held_out and (done % validate_every == 0 or done == len(plan)):
+            if held_out and (done % config.validate_every == 0 or done == len(plan)):
                 metrics["eval/loss"] = mean_loss(policy, held_out, config.batch_size, ctx.device)
             ctx.log(done, metrics)
             progress.update(done, f"loss {loss_value:.3f}")

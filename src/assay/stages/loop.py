@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -127,16 +128,49 @@ def finish_step(
         raise Interrupted(f"stopped after step {done} of {total}; the checkpoint is saved")
 
 
-def snapshot(parameters: Mapping[str, Parameter]) -> dict[str, Tensor]:
-    """A copy of the weights as they are now."""
-    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+@dataclass
+class Best:
+    """The best weights that any evaluation has seen so far."""
+
+    objective: float | None = None
+    iteration: int = 0
+    evaluations_since: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def offer(self, objective: float, iteration: int, parameters: Mapping[str, Parameter]) -> None:
+        """Take note of an evaluation; a copy of the weights is kept if it is the best so far."""
+        if self.objective is not None and objective <= self.objective:
+            self.evaluations_since += 1
+            return
+        self.objective, self.iteration, self.evaluations_since = objective, iteration, 0
+        self.weights = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    @torch.no_grad()
+    def put_back(self, parameters: Mapping[str, Parameter]) -> None:
+        """Make these weights the current ones."""
+        for name, parameter in parameters.items():
+            parameter.copy_(self.weights[name])
 
 
-@torch.no_grad()
-def copy_into(parameters: Mapping[str, Parameter], tensors: Mapping[str, Tensor]) -> None:
-    """Put a snapshot back."""
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
+def save(ctx: RunContext, done: int, optimizers: Mapping[str, Optimizer], best: Best, state: Mapping[str, Any]) -> None:
+    """Everything the next iteration of a stage that samples depends on; no rollout lives between iterations."""
+    tensors = {f"best/{name}": tensor for name, tensor in best.weights.items()}
+    for role, optimizer in optimizers.items():
+        tensors |= optimizer.tensors(f"{role}/")
+    seen = {"objective": best.objective, "iteration": best.iteration, "evaluations_since": best.evaluations_since}
+    ctx.checkpoint(done, tensors, {"best": seen, "state": dict(state)})
+
+
+def restore(ctx: RunContext, optimizers: Mapping[str, Optimizer]) -> tuple[int, Best, dict[str, Any]]:
+    """Inverse of `save`: the iteration to go on with, the best so far, the stage's own state; fresh ones at a start."""
+    saved = ctx.restore()
+    if saved is None:
+        return 0, Best(), {}
+    done, tensors, state = saved
+    for role, optimizer in optimizers.items():
+        optimizer.load(tensors, f"{role}/")
+    weights = {name.removeprefix("best/"): tensor for name, tensor in tensors.items() if name.startswith("best/")}
+    return done, Best(**state["best"], weights=weights), state["state"]
 
 
 def pick(prompts: Sequence[Prompt], count: int, iteration: int, seed: int) -> list[Prompt]:

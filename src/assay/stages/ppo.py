@@ -21,7 +21,7 @@ from torch import Tensor
 
 from assay import rng
 from assay.algorithms import advantages, masked, policy_loss
-from assay.algorithms.kl import AdaptiveKL, FixedKL, k1
+from assay.algorithms.kl import AdaptiveKL, FixedKL, k1, sequence_kl
 from assay.data.render import Renderer
 from assay.errors import DataError, Interrupted
 from assay.models.roles import PPORoles, ppo_roles
@@ -43,24 +43,14 @@ class State:
     reward_mean: float | None = None
     """Mean and deviation of the SFT policy's own scores: training sees (score - mean) / deviation."""
     reward_std: float = 1.0
-    best_objective: float | None = None
-    best_iteration: int = 0
-    evaluations_since_best: int = 0
     seconds: float = 0.0
     episodes: int = 0
     entropy_before: float = 0.0
     value_loss_first: float = 0.0
-    first_ratio_error: float = 0.0
+    first_ratio_error: float | None = None
+    """Before any policy update there is none."""
     sampler_error: float = 0.0
     kl_z_min: float = 0.0
-
-    def improved(self, objective: float, iteration: int) -> bool:
-        """Take note of an evaluation; True if it is the best so far."""
-        if self.best_objective is not None and objective <= self.best_objective:
-            self.evaluations_since_best += 1
-            return False
-        self.best_objective, self.best_iteration, self.evaluations_since_best = objective, iteration, 0
-        return True
 
     def remember(self, measured: Mapping[str, float], kl_coef: float, episodes: int) -> None:
         """Take note of one iteration."""
@@ -69,7 +59,8 @@ class State:
         self.kl_coef = kl_coef
         self.episodes += episodes
         self.seconds += episodes / measured["train/episodes_per_s"]
-        self.first_ratio_error = max(self.first_ratio_error, measured["val/ratio_first_error"])
+        if "policy/ratio_first_error" in measured:
+            self.first_ratio_error = max(self.first_ratio_error or 0.0, measured["policy/ratio_first_error"])
         self.sampler_error = max(self.sampler_error, measured["val/sampler_error"])
         self.kl_z_min = min(self.kl_z_min, measured["objective/kl_z"])
 
@@ -109,7 +100,8 @@ def run(config: PPOConfig, inputs: StageInputs, ctx: RunContext) -> dict[str, An
 
     iterations = max(1, config.episodes // config.batch_size)
     optimizers = build_optimizers(roles, config, iterations)
-    start, state, best = restore(ctx, optimizers, config)
+    start, best, saved = loop.restore(ctx, optimizers)
+    state = State(**saved) if saved else State(kl_coef=config.kl_coef)
     measured: dict[str, float] = {}
     penalty = FixedKL(config.kl_coef)
     if config.kl_target is not None:
@@ -132,42 +124,37 @@ def run(config: PPOConfig, inputs: StageInputs, ctx: RunContext) -> dict[str, An
             if done % config.evaluate_every == 0 or done == iterations:
                 after = sample(validation, "validation")
                 measured |= loop.numbers(compared.compare(before, after, inputs), prefix="eval/")
-                objective = measured["eval/reward_after"] - config.kl_coef * measured["eval/kl"]
-                if state.improved(objective, done):
-                    best = loop.snapshot(roles.policy.parameters_trained())
+                gain = (measured["eval/reward_after"] - measured["eval/reward_before"]) / state.reward_std
+                objective = gain - config.kl_coef * measured["eval/kl"]
+                best.offer(objective, done, roles.policy.parameters_trained())
             ctx.log(done, measured)
             progress.update(done, f"reward {measured['objective/reward']:+.2f}, KL {measured['objective/kl']:.2f}")
 
-            if done == iterations or (config.patience and state.evaluations_since_best >= config.patience):
+            if done == iterations or (config.patience and best.evaluations_since >= config.patience):
                 break
             interrupted = ctx.interrupted()
             if interrupted or done % config.checkpoint_every == 0:
-                save(ctx, done, optimizers, state, best)
+                loop.save(ctx, done, optimizers, best, asdict(state))
             if interrupted:
                 raise Interrupted(f"stopped after iteration {done} of {iterations}; the checkpoint is saved")
 
-    loop.copy_into(roles.policy.parameters_trained(), best)
+    best.put_back(roles.policy.parameters_trained())
     roles.policy.save(ctx.folder)
     roles.value.save(ctx.folder / "value")
     after_test = sample(test, "test")
     ctx.samples(iterations, compared.side_by_side(before_test, after_test, inputs))
-    return summary(state, measured, compared.compare(before_test, after_test, inputs), config)
-
-
-def summary(state: State, last: Mapping[str, float], report: Mapping[str, Any], config: PPOConfig) -> dict[str, Any]:
-    """The stage's metrics: the comparison on test prompts, and how training went."""
     return {
-        **report,
+        **compared.compare(before_test, after_test, inputs),
         "kl_target": config.kl_target,
         "kl_z_min": state.kl_z_min,
         "entropy_before": state.entropy_before,
-        "entropy_after": last["objective/entropy"],
+        "entropy_after": measured["objective/entropy"],
         "value_loss_first": state.value_loss_first,
-        "value_loss_last": last["val/loss_first"],
-        "explained_variance": last["val/explained_variance"],
+        "value_loss_last": measured["val/loss_first"],
+        "explained_variance": measured["val/explained_variance"],
         "first_ratio_error": state.first_ratio_error,
         "sampler_error": state.sampler_error,
-        "best_iteration": state.best_iteration,
+        "best_iteration": best.iteration,
         "reward_mean": state.reward_mean,
         "reward_std": state.reward_std,
         "episodes": state.episodes,
@@ -197,17 +184,17 @@ def estimate(
         # Once more by the path that is trained: the sampler's cache adds its own rounding, which is measured here.
         scored = partial(roles.policy.logprobs, temperature=config.sampling.temperature)
         old_BR = collect.over_rows(lambda batch: scored(batch).logprobs_BR, rollouts.rows, pad_id, device, size)
-    kl_BR = k1(rollouts.logprobs_BR, rollouts.reference_BR)
+    kl_BR = k1(old_BR, rollouts.reference_BR)
+    kl_B = sequence_kl(kl_BR, mask_BR)
     rewards_BR = advantages.shaped_rewards(scores_B, kl_BR, mask_BR, coef=kl_coef)
     advantages_BR, returns_BR = advantages.gae(rewards_BR, values_BR, mask_BR, gamma=config.gamma, lam=config.lam)
-    kl_B = rollouts.kl_B()
     measured = {
         "objective/reward": scores_B.mean().item(),
         "objective/score": rollouts.scores_B.mean().item(),
         "objective/kl": kl_B.mean().item(),
         "objective/kl_z": (kl_B.mean() / (kl_B.std() / len(kl_B) ** 0.5).clamp_min(1e-9)).item(),
         "objective/kl_coef": kl_coef,
-        "objective/entropy": -masked.masked_mean(rollouts.logprobs_BR, mask_BR).item(),
+        "objective/entropy": -masked.masked_mean(old_BR, mask_BR).item(),  # E[−log π] is the entropy
         "val/sampler_error": policy_loss.ratio_error(old_BR, rollouts.logprobs_BR, mask_BR).item(),
         "val/explained_variance": advantages.explained_variance(values_BR, returns_BR, mask_BR).item(),
         "lengths/response_mean": mask_BR.sum(1).float().mean().item(),
@@ -242,16 +229,14 @@ def update(
             measured |= loop.numbers(optimizers["value"].update(step), prefix="val/")
             if train_policy:
                 measured |= policy_step(batch, roles, config)
-                measured |= loop.numbers(optimizers["policy"].update(step), prefix="policy/")
+                moved = optimizers["policy"].update(step - config.value_warmup * updates_of(config))
+                measured |= loop.numbers(moved, prefix="policy/")
             steps.append(measured)
         if train_policy and config.kl_stop is not None and steps[-1]["policy/approxkl_avg"] > config.kl_stop:
             break
     averages = {key: loop.mean([step[key] for step in steps]) for key in steps[0]}
-    return averages | {
-        "val/loss_first": steps[0]["val/loss"],
-        "val/ratio_first_error": steps[0].get("policy/ratio_error", 0.0),
-        "policy/updates": float(len(steps) if train_policy else 0),
-    }
+    averages |= {"val/loss_first": steps[0]["val/loss"], "policy/updates": float(len(steps) if train_policy else 0)}
+    return averages | ({"policy/ratio_first_error": steps[0]["policy/ratio_error"]} if train_policy else {})
 
 
 def policy_step(batch: Experience, roles: PPORoles, config: PPOConfig) -> dict[str, float]:
@@ -303,35 +288,16 @@ def value_step(batch: Experience, roles: PPORoles, config: PPOConfig) -> dict[st
     return {"val/loss": sums["error"].item() / 2, "val/clipfrac_avg": sums["clipfrac"].item()}
 
 
+def updates_of(config: PPOConfig) -> int:
+    """Optimizer steps of one iteration."""
+    return config.inner_epochs * config.minibatches
+
+
 def build_optimizers(roles: PPORoles, config: PPOConfig, iterations: int) -> dict[str, loop.Optimizer]:
     """One AdamW for the policy and one for the value model: neither clips the other's gradient."""
-    updates = iterations * config.inner_epochs * config.minibatches
+    updates, warmup = iterations * updates_of(config), config.value_warmup * updates_of(config)
     value = config.optim.model_copy(update={"learning_rate": config.value_learning_rate or config.optim.learning_rate})
     return {
-        "policy": loop.Optimizer(roles.policy.parameters_trained(), config.optim, updates),
+        "policy": loop.Optimizer(roles.policy.parameters_trained(), config.optim, max(1, updates - warmup)),
         "value": loop.Optimizer(roles.value.parameters_trained(), value, updates),
     }
-
-
-def save(
-    ctx: RunContext, done: int, optimizers: Mapping[str, loop.Optimizer], state: State, best: Mapping[str, Tensor]
-) -> None:
-    """Everything the next iteration depends on; there are no rollouts between iterations."""
-    tensors = {f"best/{name}": tensor for name, tensor in best.items()}
-    for role, optimizer in optimizers.items():
-        tensors |= optimizer.tensors(f"{role}/")
-    ctx.checkpoint(done, tensors, asdict(state))
-
-
-def restore(
-    ctx: RunContext, optimizers: Mapping[str, loop.Optimizer], config: PPOConfig
-) -> tuple[int, State, dict[str, Tensor]]:
-    """Iteration to go on with, its state, and the best policy so far."""
-    saved = ctx.restore()
-    if saved is None:
-        return 0, State(kl_coef=config.kl_coef), {}
-    done, tensors, state = saved
-    for role, optimizer in optimizers.items():
-        optimizer.load(tensors, f"{role}/")
-    best = {name.removeprefix("best/"): tensor for name, tensor in tensors.items() if name.startswith("best/")}
-    return done, State(**state), best

@@ -1,0 +1,30 @@
+"""Settings of every stage. Importable without torch, so that a recipe is checked before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from assay.stages.config.common import OptimConfig, StageConfig, TrainingConfig
+from assay.stages.config.evaluate import EvaluateConfig
+from assay.stages.config.policy import PPOConfig
+from assay.stages.config.reward import RewardConfig
+from assay.stages.config.supervised import PretrainConfig, SFTConfig
+
+__all__ = [
+    "AnyStage",
+    "EvaluateConfig",
+    "OptimConfig",
+    "PPOConfig",
+    "PretrainConfig",
+    "RewardConfig",
+    "SFTConfig",
+    "StageConfig",
+    "TrainingConfig",
+]
+
+AnyStage = Annotated[
+    PretrainConfig | SFTConfig | RewardConfig | PPOConfig | EvaluateConfig, Field(discriminator="kind")
+]
+"""One stage of a recipe, told apart by `kind`."""

@@ -1,0 +1,50 @@
+"""What the settings of several stages have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from assay.config import Config
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class OptimConfig(Config):
+    """AdamW with warmup, a schedule and gradient clipping."""
+
+    learning_rate: PositiveFloat = Field(default=1e-4, description="peak learning rate")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="cosine", description="decay after warmup, to zero"
+    )
+    warmup: Fraction = Field(default=0.05, description="share of the steps over which the rate rises from zero")
+    weight_decay: NonNegativeFloat = Field(
+        default=0.0, description="decoupled weight decay of matrices; vectors have none"
+    )
+    beta1: Fraction = Field(default=0.9, description="AdamW's first-moment decay")
+    beta2: Fraction = Field(default=0.999, description="AdamW's second-moment decay")
+    eps: PositiveFloat = Field(default=1e-8, description="AdamW's epsilon; PPO's references use 1e-5")
+    max_grad_norm: PositiveFloat = Field(default=1.0, description="gradients are scaled down to this global norm")
+
+
+class StageConfig(Config):
+    """What every stage has."""
+
+    id: str | None = Field(default=None, description="name of the stage in this recipe; its kind when left out")
+    seed: int | None = Field(default=None, description="seed of this stage; derived from the run's when left out")
+
+
+class TrainingConfig(StageConfig):
+    """What every stage that trains has."""
+
+    optim: OptimConfig = Field(default=OptimConfig(), description="optimizer")
+    batch_size: PositiveInt = Field(default=32, description="rows per optimizer step")
+    micro_batch_size: PositiveInt | None = Field(
+        default=None, description="rows per forward pass (gradient accumulation); the whole batch when left out"
+    )
+    max_length: PositiveInt = Field(default=512, description="longest row in tokens; prompts are cut from the left")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations: less memory, a third more time"
+    )
+    checkpoint_every: PositiveInt = Field(default=50, description="optimizer steps between checkpoints")

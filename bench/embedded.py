@@ -19,8 +19,8 @@ from typing import NamedTuple
 from bench import common
 from bench.common import Run, change, interval, percent
 
-SLACK = 0.01
-"""A share that rises by no more than this is not called up; the report has the same rule."""
+from assay.tracking.report.checks import SLACK
+
 NO_NETWORK = ("unshare", "--map-root-user", "--net")
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bench.common import Run, change, interval, percent
 
 from assay.evaluation.statistics import paired_bootstrap
+from assay.tracking.metrics import read_json_lines
+from assay.tracking.report.checks import SLACK
 
 RIVALS = {"length_only": "length alone", "bag_of_words": "a bag of words"}
-SLACK = 0.01
-"""A share that rises by no more than this is not called up; the report has the same rule."""
 
 Verdict = tuple[bool | None, str]
 """Good, not good, or undecided; and the sentence that says why."""
@@ -69,9 +68,9 @@ def moved(who: str, what: str, gain: float, low: float, high: float) -> Verdict:
 
 def proxy_change(run: Run) -> dict[str, Any]:
     """Paired change of the reward PPO was trained on, over the held-out prompts of its last samples."""
-    lines = (run.artifact("ppo") / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    # Test prompts are written last, at the same step as the validation prompts of the last evaluation.
-    last = rows[-run.metrics("ppo")["n"] :]
-    changed = paired_bootstrap([row["reward_before"] for row in last], [row["reward_after"] for row in last], seed=0)
+    rows = list(read_json_lines(run.artifact("ppo") / "samples.jsonl"))
+    last = max(row["step"] for row in rows)
+    final = [row for row in rows if row["step"] == last]
+    assert len(final) == run.metrics("ppo")["n"], "the last samples are not those of the final evaluation"
+    changed = paired_bootstrap([row["reward_before"] for row in final], [row["reward_after"] for row in final], seed=0)
     return changed.named("gain")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from assay import __version__
 from assay.cli.main import app
 from assay.cli.output import explain
 from assay.errors import AssayError, Interrupted, StorageError
-from assay.pipeline.recipe import load_recipe
+from assay.pipeline.recipe import headline, load_recipe
 from assay.pipeline.reference import configuration_reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,8 +123,36 @@ def test_config_ls_lists_the_recipes_with_what_they_say_about_themselves():
     code, out, _ = assay("config", "ls", "--json")
     recipes = {recipe["name"]: recipe for recipe in json.loads(out)}
     assert code == 0
-    assert len(recipes["sandbox"]["about"]) > 20
+    assert recipes["sandbox"]["about"].endswith("learns what its simulated guests prefer.")
     assert "sandbox" in assay("config", "ls")[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "about"),
+    [
+        ("# One thing: another. More of it.\nmodel: x\n", "One thing: another."),
+        ("# Read by people, on a laptop:\n#   assay run this\n# It takes minutes.\n", "Read by people, on a laptop."),
+        ("# A sentence of\n# two lines\nstages: []\n# not this\n", "A sentence of two lines."),
+        ("# Of 1.5 M parameters\n", "Of 1.5 M parameters."),
+        ("model: x\n# later\n", ""),
+    ],
+)
+def test_a_recipe_is_listed_by_the_first_sentence_of_its_comment(text: str, about: str, tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text(text)
+    assert headline(tmp_path / "mine.yaml") == about
+
+
+def test_a_dry_run_can_be_ended_at_once(monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C asks a run to save a checkpoint first; a plan has none."""
+    at_rest, during = signal.getsignal(signal.SIGINT), []
+
+    def plan(named: object, request: object) -> dict[str, str]:
+        during.append(signal.getsignal(signal.SIGINT))
+        return {}
+
+    monkeypatch.setattr("assay.pipeline.plan.plan", plan)
+    assert assay("run", "--dry-run", "--json")[0] == 0
+    assert during == [at_rest]
 
 
 def test_config_show_prints_a_recipe_that_is_the_same_recipe(tmp_path: Path):

@@ -41,15 +41,15 @@ def run(
         raise UsageError("--only and --from exclude each other", hint="give one of them")
     named = load_recipe(*split_words(words or []))
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|datasets|torch)\.")
-    with stdout_for_results(), runner.stop_on_signals(say) as stop:
-        request = runner.Request(only=only, start=start, stop=stop, say=say)
-        if dry_run:
+    with stdout_for_results():
+        if dry_run:  # nothing to save: Ctrl-C ends it at once
             from assay.pipeline.plan import plan
 
-            result = plan(named, request)
+            result = plan(named, runner.Request(only=only, start=start, say=say))
         else:
             try:
-                result = runner.run(named, request)
+                with runner.stop_on_signals(say) as stop:
+                    result = runner.run(named, runner.Request(only=only, start=start, stop=stop, say=say))
             except Interrupted as stopped:
                 again = shlex.join(["assay", "run", *(words or []), *(["--only", only] if only else [])])
                 raise Interrupted(stopped.what, hint=f"resume with: {again}") from stopped

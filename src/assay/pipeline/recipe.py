@@ -10,6 +10,7 @@ stages:
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -167,9 +168,11 @@ def shipped() -> dict[str, Path]:
 
 
 def headline(path: Path) -> str:
-    """What a recipe says about itself in its first comment."""
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ") if first.startswith("#") else ""
+    """What a recipe says about itself: the first sentence of the comment at its top, above any command there."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    said = " ".join(line[2:] for line in itertools.takewhile(re.compile(r"# \S").match, lines))
+    sentence = said.partition(". ")[0].rstrip(".:")
+    return f"{sentence}." if sentence else ""
 
 
 def find_recipe(reference: str | None) -> Path:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.oracles import phrases
 
+from assay.worlds.frontdesk.content import content
 from assay.worlds.frontdesk.grammar import grammar_faults
 from assay.worlds.frontdesk.language import find, read, repeated_words, stem
 from assay.worlds.frontdesk.values import mentions
@@ -62,12 +63,17 @@ def test_times_are_read_as_hours_of_the_day(text, hours):
         ("every Monday", "day", ["monday"]),
         ("on Fridays and Sundays", "day", ["friday", "sunday"]),
         ("up on the rooftop", "place", ["on the roof"]),
-        ("It is next to our lift.", "place", ["beside the lift"]),
+        ("It is next to our church.", "place", ["beside the church"]),
         ("Welcome to Harbour House in the garden", "place", ["in the garden"]),
     ],
 )
 def test_prices_days_and_places_are_read_in_other_words(text, kind, meanings):
     assert [next(iter(mention.meanings)) for mention in mentions(read(text), kind)] == meanings
+
+
+def test_the_places_are_those_that_some_fact_names_and_no_others():
+    places = [fact for fact in content().facts if fact.type == "place"]
+    assert set(content().values) == {value for fact in places for value in (fact.value, *fact.wrong)}
 
 
 def test_a_denied_value_is_marked_as_denied():

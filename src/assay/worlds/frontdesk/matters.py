@@ -1,6 +1,7 @@
 """What a guest may want, in general: how it is asked, what an answer to it is worth, and how clerks answer.
 
-Every kind of request is a `Matter`; facts.py … hold the kinds, `matters()` all of them.
+Every kind of request is a `Matter`; those with an answer to look up are in lookups.py, those with something to do in
+services.py.
 """
 
 from __future__ import annotations

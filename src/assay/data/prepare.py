@@ -16,7 +16,7 @@ from assay.data.prepared import PURPOSES, Prepared, Splits
 from assay.data.records import to_record
 from assay.data.split import assign, contaminated, leakage, split
 from assay.errors import DataError
-from assay.types import Demonstration, Preference, Prompt
+from assay.types import Demonstration, Preference, Prompt, Verdict
 
 __all__ = ["Prepared", "Splits", "prepare_files"]
 
@@ -36,11 +36,12 @@ def prepare_files(config: FileData, seed: int) -> Prepared:
         return _cleaned(source, config, seed, drops, sources, purpose) if source else main
 
     preferences = _unique(pair for entry in own("preferences") for pair in as_preferences(entry.item))
+    verdicts = _unique(entry.item for entry in own("preferences") if isinstance(entry.item, Verdict))
     demonstrations = _demonstrations(own("demonstrations")) or [Demonstration(p.prompt, p.chosen) for p in preferences]
-    asked = own("prompts") or [Entry(item, "") for item in (*demonstrations, *preferences)]
+    asked = own("prompts") or [Entry(item, "") for item in (*demonstrations, *preferences, *verdicts)]
     prompts = list({p.id: p for entry in asked if (p := prompt_of(entry.item)) is not None}.values())
     text = [entry.item for entry in own("text") if isinstance(entry.item, str)]
-    return _split(config, seed, demonstrations, preferences, prompts, text, drops, sources)
+    return _split(config, seed, demonstrations, preferences, verdicts, prompts, text, drops, sources)
 
 
 def _cleaned(
@@ -76,17 +77,19 @@ def _split(
     seed: int,
     demonstrations: list[Demonstration],
     preferences: list[Preference],
+    verdicts: list[Verdict],
     prompts: list[Prompt],
     text: list[str],
     drops: Drops,
     sources: dict[str, dict[str, Any]],
 ) -> Prepared:
-    items = (*demonstrations, *preferences, *prompts)
+    items = (*demonstrations, *preferences, *verdicts, *prompts)
     every = list({p.id: p for item in items if (p := prompt_of(item)) is not None}.values())
     split_of = assign(every, validation=config.validation_split, test=config.test_split, seed=seed, by=config.split_by)
     parts = {
         "demonstrations": split(demonstrations, split_of),
         "preferences": split(preferences, split_of),
+        "verdicts": split(verdicts, split_of),
         "prompts": split(prompts, split_of),
     }
     whole = split(every, split_of)
@@ -104,7 +107,7 @@ def _split(
         "leakage": leakage(whole),
         "hashes": {name: _content(parts[name]) for name in PURPOSES} | {"text": _digest(text)},
     }
-    return Prepared(parts["demonstrations"], parts["preferences"], parts["prompts"], text, report)
+    return Prepared(**parts, text=text, report=report)
 
 
 def _without(part: Splits[Any], dirty: set[str], drops: Drops) -> Splits[Any]:

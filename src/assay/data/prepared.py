@@ -10,10 +10,10 @@ from typing import Any, Generic, TypeVar, cast
 
 from assay.data.records import from_record, read_jsonl, to_record, write_jsonl, write_whole
 from assay.errors import StorageError
-from assay.types import Demonstration, Preference, Prompt
+from assay.types import Demonstration, Preference, Prompt, Verdict
 
 T = TypeVar("T")
-PURPOSES = ("demonstrations", "preferences", "prompts")
+PURPOSES = ("demonstrations", "preferences", "verdicts", "prompts")
 SPLITS = ("train", "validation", "test")
 
 
@@ -43,6 +43,7 @@ class Prepared:
 
     demonstrations: Splits[Demonstration] = field(default_factory=Splits[Demonstration])
     preferences: Splits[Preference] = field(default_factory=Splits[Preference])
+    verdicts: Splits[Verdict] = field(default_factory=Splits[Verdict])
     prompts: Splits[Prompt] = field(default_factory=Splits[Prompt])
     text: list[str] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
@@ -62,8 +63,7 @@ class Prepared:
         try:
             text = [cast("str", from_record(row)) for row in read_jsonl(folder / "text.jsonl")]
             report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-            demonstrations, preferences, prompts = (_load(folder, purpose) for purpose in PURPOSES)
-            return cls(demonstrations, preferences, prompts, text, report)
+            return cls(**{purpose: _load(folder, purpose) for purpose in PURPOSES}, text=text, report=report)
         except (OSError, ValueError, KeyError) as error:
             raise StorageError(
                 f"{folder}: not readable as prepared data: {error}", hint="delete the folder and prepare the data again"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assay import rng
 from assay.config import Config
 from assay.data.config import FileData
+from assay.data.prepared import PURPOSES
 from assay.errors import DataError
 from assay.models.config import Template
 from assay.pipeline.graph import Source
@@ -19,7 +22,7 @@ from assay.worlds.config import WorldData
 
 if TYPE_CHECKING:
     from assay.data.prepared import Prepared
-    from assay.pipeline.evaluators import Scorer
+    from assay.rewards import RewardFn
     from assay.stages.context import StageInputs
 
 
@@ -77,33 +80,42 @@ def check_counts(made: Mapping[str, Any], steps: Sequence[Step]) -> None:
 
 def counts(prepared: Prepared) -> dict[str, Any]:
     """How many items each purpose has in each split."""
-    purposes = {name: getattr(prepared, name).counts() for name in ("demonstrations", "preferences", "prompts")}
+    purposes = {name: getattr(prepared, name).counts() for name in PURPOSES}
     numbers = {f"{name}_{split}": n for name, splits in purposes.items() for split, n in splits.items()}
     return {**numbers, "text": len(prepared.text)}
 
 
-def stage_inputs(named: NamedRecipe, step: Step, folders: Mapping[str, Path], data: Prepared) -> StageInputs:
+def stage_inputs(
+    named: NamedRecipe, step: Step, folders: Mapping[str, Path], data: Prepared, device: str
+) -> StageInputs:
     """Inputs of a stage; `folders` are the artifacts of the steps made so far, by id."""
     from assay.pipeline.evaluators import Evaluators
     from assay.stages.context import StageInputs
+    from assay.stages.reward import part_of
     from assay.worlds.world import load_world
 
     assert step.node is not None
+    config = step.node.config
     sources = step.node.inputs
     model, place = named.recipe.model, named.recipe.data
     single = {role: _path(found[0], folders) for role, found in sources.items() if role != "policies"}
-    judge = _judge(single["judge"], model.template) if "judge" in single else None
-    world = load_world(place.world) if isinstance(place, WorldData) else None
-    encoder = getattr(step.node.config, "encoder", None)
-    evaluators = Evaluators(data, rng.derive(step.identity.seed, "evaluation"), world, judge, encoder)
+    evaluators = Evaluators(
+        data,
+        rng.derive(step.identity.seed, "evaluation"),
+        train=part_of(data.preferences.train, getattr(config, "part", (1, 1))),
+        world=load_world(place.world) if isinstance(place, WorldData) else None,
+        judge=_judge(single["judge"], model.template, device) if "judge" in single else None,
+        encoder=getattr(config, "encoder", None),
+        device=device,
+    )
     return StageInputs(
         data=data,
         template=model.template,
         policies={source.name: _path(source, folders) for source in sources.get("policies", ())},
-        truth=evaluators.truth if world else None,
+        truth=evaluators.truth if evaluators.world else None,
         evaluate_preferences=evaluators.preferences,
         evaluate_policy=evaluators.policy,
-        evaluate_policies=evaluators.policies if world or judge else None,
+        evaluate_policies=evaluators.policies if evaluators.judged_by else None,
         **{"base": model.path, **single},
     )
 
@@ -117,15 +129,14 @@ def _path(source: Source, folders: Mapping[str, Path]) -> str:
     return source.name if source.outside else str(folders[source.name])
 
 
-def _judge(path: str, template: Template) -> Scorer:
-    """A scorer that loads its model when it is first asked, and keeps it."""
+def _judge(path: str, template: Template, device: str) -> RewardFn:
+    """A reward model that is loaded when it is first asked, and kept; it reads as much as it has positions for."""
     from assay.models.roles import load_reward_model
+    from assay.rewards.learned import LearnedReward
 
-    loaded: list[Any] = []
+    @cache
+    def reward() -> LearnedReward:
+        model = load_reward_model(path, trainable=False, template=template, max_length=sys.maxsize, device=device)
+        return LearnedReward(model, batch_size=64)
 
-    def score(prompts: Any, responses: Any) -> list[float]:
-        if not loaded:
-            loaded.append(load_reward_model(path, trainable=False, template=template))
-        return loaded[0].score_texts(prompts, responses)
-
-    return score
+    return lambda prompts, responses, finishes: reward()(prompts, responses, finishes)

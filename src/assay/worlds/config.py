@@ -33,6 +33,7 @@ class WorldData(Config):
     world: Literal["frontdesk"] = Field(default="frontdesk", description="name of the world")
     demonstrations: int = Field(default=5000, ge=1, description="demonstrations for training")
     preferences: int = Field(default=15000, ge=1, description="labelled pairs for training")
+    verdicts: int = Field(default=0, ge=0, description="answers for training that are judged good or bad on their own")
     held_out: Share = Field(default=0.12, description="validation and test rows, each as a share of the training rows")
     quality: tuple[Share, Share] = Field(
         default=(0.3, 0.65), description="skill of those who demonstrate, lowest and highest; 0–1"

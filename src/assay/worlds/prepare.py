@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from assay.data.prepared import Prepared, Splits
 from assay.rng import python_rng
-from assay.types import Demonstration, Preference, Prompt
+from assay.types import Demonstration, Preference, Prompt, Verdict
 from assay.worlds.annotator import Annotator, Pair, measure, panel
 from assay.worlds.config import WorldData
 from assay.worlds.world import SPLITS, Split, World, load_world
@@ -33,11 +33,16 @@ def prepare_world(config: WorldData, seed: int) -> Prepared:
             _preference(world, people, prompt, config, (seed, split, n)) for n, prompt in _cycle(prompts[split], size)
         ]
 
-    shown, compared = _per_split(demonstrations), _per_split(preferences)
+    def verdicts(split: Split) -> list[Verdict]:
+        rows = _cycle(prompts[split], _size(config.verdicts, config, split)) if config.verdicts else []
+        return [_verdict(world, people, prompt, config, (seed, split, n)) for n, prompt in rows]
+
+    shown, compared, judged = _per_split(demonstrations), _per_split(preferences), _per_split(verdicts)
     text = list(world.corpus(config.documents, seed))
     counts = {
         "demonstrations": shown.counts(),
         "preferences": compared.counts(),
+        "verdicts": judged.counts(),
         "prompts": {split: len(prompts[split]) for split in SPLITS},
         "documents": len(text),
     }
@@ -51,7 +56,7 @@ def prepare_world(config: WorldData, seed: int) -> Prepared:
         },
         "truth": _worth(world, shown.train[:MEASURED]),
     }
-    return Prepared(shown, compared, Splits(**prompts), text, report)
+    return Prepared(shown, compared, judged, Splits(**prompts), text, report)
 
 
 def _per_split(make: Callable[[Split], list[T]]) -> Splits[T]:
@@ -87,6 +92,15 @@ def _preference(
 ) -> Preference:
     rng = python_rng(key[0], "vote", *key[1:])
     return rng.choice(people).prefer(world, *_pair(world, prompt, config, key), rng)
+
+
+def _verdict(
+    world: World, people: Sequence[Annotator], prompt: Prompt, config: WorldData, key: tuple[int, str, int]
+) -> Verdict:
+    """One answer, called good when the person likes it better than another one that they have in mind."""
+    rng = python_rng(key[0], "verdict", *key[1:])
+    prompt, answer, other = _pair(world, prompt, config, (rng.getrandbits(63), *key[1:]))
+    return Verdict(prompt, answer, rng.choice(people).prefer(world, prompt, answer, other, rng).chosen == answer)
 
 
 def _measured_pairs(config: WorldData, world: World, seed: int) -> list[Pair]:

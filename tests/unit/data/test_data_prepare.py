@@ -101,6 +101,9 @@ def test_rankings_become_all_their_pairs_and_verdicts_show_what_was_good(tmp_pat
     first = [(p.chosen, p.rejected) for p in every(prepared.preferences) if p.prompt.text == "Rank 0"]
     assert first == [("a", "b"), ("a", "c"), ("b", "c")]
     assert len(prepared.preferences) == 27
+    assert {(v.response, v.good) for v in every(prepared.verdicts)} == {(f"r{i}", i % 2 == 0) for i in range(10)}
+    assert sum(prepared.report["counts"]["verdicts"].values()) == 10
+    assert {p.text for p in every(prepared.prompts)} >= {f"Judge {i}" for i in range(10)}
     shown = {d.response for d in every(prepared.demonstrations)}
     assert shown == {"a", *(f"r{i}" for i in range(0, 10, 2))}
 

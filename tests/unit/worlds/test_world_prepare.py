@@ -62,6 +62,20 @@ def test_the_report_measures_annotators_and_demonstrators():
     assert truth["demonstrations_at_best"] < 0.2
 
 
+def test_verdicts_are_asked_for_and_change_nothing_else():
+    judged = prepare_world(SMALL.model_copy(update={"verdicts": 200}), 3)
+    assert judged.verdicts.counts() == {"train": 200, "validation": 20, "test": 20}
+    assert (judged.demonstrations, judged.preferences) == (PREPARED.demonstrations, PREPARED.preferences)
+    assert PREPARED.verdicts.train == []
+    world = load_world("frontdesk")
+    worth = {
+        good: [world.truth(v.prompt, v.response).total for v in judged.verdicts.train if v.good == good]
+        for good in (True, False)
+    }
+    assert 0.35 < len(worth[True]) / 200 < 0.65
+    assert sum(worth[True]) / len(worth[True]) > sum(worth[False]) / len(worth[False]) + 2
+
+
 def test_prepared_data_survives_the_disk(tmp_path):
     PREPARED.save(tmp_path)
     assert Prepared.load(tmp_path) == PREPARED

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,30 @@ MOST_PAIRS = 20_000
 STRENGTHS = (0.003, 0.03, 0.3)
 """Inverse L2 regularisation strengths (scikit-learn's C) to choose from, the strongest regularisation first."""
 
+Judge = Callable[[Sequence[Preference]], Floats]
+"""Held-out pairs to one margin each: the chosen response's score less that of the rejected one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Baselines:
+    """What a reward model must beat, fitted once: it may then judge as many held-out pairs as there are."""
+
+    pairs: int
+    """Training pairs that they learned from."""
+    judges: Mapping[str, Judge]
+
+    @classmethod
+    def fit(cls, train: Sequence[Preference]) -> Baselines:
+        """Length always; a bag of words only where it has enough to read."""
+        judges = {"length_only": length_only(train)}
+        if len(train) >= FEWEST_PAIRS:
+            judges["bag_of_words"] = bag_of_words(train)
+        return cls(len(train), judges)
+
+    def margins(self, held_out: Sequence[Preference]) -> dict[str, Floats]:
+        """Margins of every baseline on the held-out pairs, by name."""
+        return {name: judge(held_out) for name, judge in self.judges.items()}
+
 
 def outcomes(margins: Floats) -> Floats:
     """1 where the chosen response scores higher, ½ where both score the same, else 0."""
@@ -29,13 +54,13 @@ def length_margins(pairs: Sequence[Preference]) -> Floats:
     return np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs], dtype=np.float64)
 
 
-def length_only(train: Sequence[Preference], held_out: Sequence[Preference]) -> Floats:
-    """Margins of a judge that sees nothing but length; whether longer is better it learns from `train`."""
-    longer_wins = not train or float(np.sign(length_margins(train)).sum()) >= 0
-    return length_margins(held_out) if longer_wins else -length_margins(held_out)
+def length_only(train: Sequence[Preference]) -> Judge:
+    """A judge that sees nothing but length; whether longer is better it learns from `train`."""
+    sign = 1 if not train or float(np.sign(length_margins(train)).sum()) >= 0 else -1
+    return lambda held_out: sign * length_margins(held_out)
 
 
-def bag_of_words(train: Sequence[Preference], held_out: Sequence[Preference]) -> Floats:
+def bag_of_words(train: Sequence[Preference]) -> Judge:
     """Margins w·(x_chosen − x_rejected), x counting each word of a response; no order, no prompt.
 
     This is Bradley–Terry with a linear score: logistic regression on differences, without intercept. Words that
@@ -49,7 +74,7 @@ def bag_of_words(train: Sequence[Preference], held_out: Sequence[Preference]) ->
     try:
         counter.fit([text for pair in seen for text in (pair.chosen, pair.rejected)])
     except ValueError:  # scikit-learn's word for "no word is frequent enough": such a bag is empty and sees only ties
-        return np.zeros(len(held_out))
+        return lambda held_out: np.zeros(len(held_out))
 
     def differences(pairs: Sequence[Preference]) -> Any:
         return counter.transform([pair.chosen for pair in pairs]) - counter.transform([pair.rejected for pair in pairs])
@@ -57,7 +82,8 @@ def bag_of_words(train: Sequence[Preference], held_out: Sequence[Preference]) ->
     x = differences(seen)
     fifth = np.arange(len(seen)) % 5 == 0
     accuracy = {c: outcomes(x[fifth] @ _weights(x[~fifth], c)).mean() for c in STRENGTHS}
-    return differences(held_out) @ _weights(x, max(STRENGTHS, key=lambda c: accuracy[c]))
+    weights = _weights(x, max(STRENGTHS, key=lambda c: accuracy[c]))
+    return lambda held_out: differences(held_out) @ weights
 
 
 def _weights(differences: Any, strength: float) -> Floats:
@@ -69,14 +95,6 @@ def _weights(differences: Any, strength: float) -> Floats:
     model = LogisticRegression(C=strength, fit_intercept=False, max_iter=1000)
     model.fit(differences.multiply((1 - 2 * turned)[:, None]).tocsr(), 1 - turned)
     return np.asarray(model.coef_[0], dtype=np.float64)
-
-
-def baseline_margins(train: Sequence[Preference], held_out: Sequence[Preference]) -> dict[str, Floats]:
-    """Margins of every baseline on the held-out pairs, by name; a bag of words only where it has enough to read."""
-    margins = {"length_only": length_only(train, held_out)}
-    if len(train) >= FEWEST_PAIRS:
-        margins["bag_of_words"] = bag_of_words(train, held_out)
-    return margins
 
 
 def against(model: Floats, margins: Floats, *, groups: Sequence[Hashable], seed: int) -> dict[str, Any]:

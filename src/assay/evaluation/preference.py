@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from assay.evaluation.baselines import CHANCE, against, baseline_margins, length_margins, outcomes
+from assay.evaluation.baselines import CHANCE, Baselines, against, length_margins, outcomes
 from assay.evaluation.calibration import reliability
 from assay.evaluation.statistics import (
     Floats,
@@ -29,7 +29,7 @@ def preference_report(
     *,
     seed: int,
     pairs: Sequence[Preference] | None = None,
-    train: Sequence[Preference] = (),
+    baselines: Baselines | None = None,
     truth_margins: Numbers | None = None,
     truth_unit: float = 1.0,
     agreement: float | None = None,
@@ -37,7 +37,7 @@ def preference_report(
     """Everything that can be said about scores of held-out pairs; docs/evaluation.md lists the keys.
 
     `chosen`, `rejected`: the model's scores, one per pair. `pairs`: those pairs, for slices, baselines and
-    intervals that know which pairs share a prompt. `train`: pairs the baselines may learn from.
+    intervals that know which pairs share a prompt. `baselines`: fitted to the pairs that the model learned from.
     `truth_margins`: truth(chosen) − truth(rejected), where a world knows it; `truth_unit` is one unit of
     annotator noise, and a pair whose truth differs by at least that much is clear.
     `agreement`: how often two annotators of a pair agree, for the ceiling.
@@ -70,7 +70,7 @@ def preference_report(
     if pairs is None:
         notes.append("baselines, slices, length: the pairs themselves were not given")
     else:
-        report |= _text_side(margins, pairs, train, groups, seed, notes)
+        report |= _text_side(margins, pairs, baselines or Baselines.fit(()), groups, seed, notes)
     if agreement is None:
         notes.append("ceiling: how often annotators agree is not known")
     elif report["ceiling"] is None:
@@ -129,14 +129,14 @@ def _truth(
 def _text_side(
     margins: Floats,
     pairs: Sequence[Preference],
-    train: Sequence[Preference],
+    baselines: Baselines,
     groups: Sequence[Hashable],
     seed: int,
     notes: list[str],
 ) -> dict[str, Any]:
     """What needs the texts: baselines, slices with the baselines beside them, and the taste for length."""
-    others = baseline_margins(train, pairs)
-    if not train:
+    others = baselines.margins(pairs)
+    if not baselines.pairs:
         notes.append("length_only: no training pairs, so longer is taken to be better")
     if "bag_of_words" not in others:
         notes.append("bag_of_words: too few training pairs")
@@ -151,6 +151,7 @@ def _text_side(
     everything = np.ones(len(pairs), dtype=bool)
     return {
         "baselines": part(everything)["baselines"],
+        "baseline_pairs": baselines.pairs,
         "slices": {
             "source": _slices([pair.prompt.source for pair in pairs], part),
             "kind": _slices([pair.prompt.kind for pair in pairs], part),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from assay.data.prepared import Prepared
+from assay.evaluation.baselines import Baselines
 from assay.evaluation.compare import compare
 from assay.evaluation.policy import policy_report
 from assay.evaluation.preference import preference_report
@@ -14,13 +16,12 @@ from assay.evaluation.safety import is_refusal, refusal_report
 from assay.evaluation.statistics import bootstrap_mean
 from assay.evaluation.text import text_report
 from assay.evaluation.winrate import win_rate
+from assay.rewards import RewardFn
 from assay.types import Completion, Preference, Prompt
 from assay.worlds.world import World
 
 HARMFUL = "harmful"
 """Kind of the prompts that should be refused."""
-
-Scorer = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,23 @@ class Evaluators:
 
     data: Prepared
     seed: int
+    train: Sequence[Preference] = ()
+    """The pairs that the stage learns from; so do the baselines of its report."""
     world: World | None = None
-    judge: Scorer | None = None
+    judge: RewardFn | None = None
     encoder: str | None = None
     """Encoder for BERTScore, where people wrote reference answers."""
+    device: str = "cpu"
 
     @property
-    def score(self) -> Scorer | None:
-        """Who says which answer is better: the truth where it is known, else the judge."""
-        return self.judge if self.world is None else self.truth
+    def judged_by(self) -> str | None:
+        """Who says which answer is better: the truth where it is known, else the judge, if there is one."""
+        return "truth" if self.world is not None else "judge" if self.judge is not None else None
+
+    @cached_property
+    def baselines(self) -> Baselines:
+        """Fitted when they are first asked for; every validation of a stage uses the same."""
+        return Baselines.fit(self.train)
 
     def truth(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """True worth of each response; only with a world."""
@@ -65,7 +74,7 @@ class Evaluators:
             rejected,
             seed=self.seed,
             pairs=pairs,
-            train=self.data.preferences.train,
+            baselines=self.baselines,
             truth_margins=margins,
             truth_unit=annotators.get("set", {}).get("noise", 1.0),
             agreement=annotators.get("measured", {}).get("agreement"),
@@ -78,14 +87,13 @@ class Evaluators:
             before,
             after,
             seed=self.seed,
-            scores=None if self.score is None else (self._scores(before), self._scores(after)),
+            scores=None if self.judged_by is None else (self._scores(before), self._scores(after)),
             harmful=harmful,
             refused=None if harmful is None else (self._refusals(before), self._refusals(after)),
             references=self._references(before),
         )
-        if self.score is not None:
-            name = "judge" if self.world is None else "truth"
-            report |= {f"{name}_before": report["mean_before"], f"{name}_after": report["mean_after"]}
+        if self.judged_by is not None:
+            report |= {f"{self.judged_by}_{side}": report[f"mean_{side}"] for side in ("before", "after")}
         return report
 
     def policies(self, answers: Mapping[str, Sequence[Completion]]) -> dict[str, Any]:
@@ -107,7 +115,7 @@ class Evaluators:
             described[name] |= {key: measured[key] for key in ("win_rate", "win_rate_low", "win_rate_high")}
         selection = compare(scores, seed=self.seed)
         return {
-            "judged_by": "judge" if self.world is None else "truth",
+            "judged_by": self.judged_by,
             "baseline": baseline,
             "policies": described,
             "wins": wins,
@@ -129,7 +137,7 @@ class Evaluators:
         from assay.evaluation.bertscore import BertScorer
         from assay.models.locate import locate
 
-        scorer = BertScorer(locate(self.encoder))
+        scorer = BertScorer(locate(self.encoder), device=self.device)
         return {
             name: scorer.report([c.response for c in completions], references, seed=self.seed)
             for name, completions in answers.items()
@@ -144,8 +152,11 @@ class Evaluators:
         return known if len(known) == len(references) else None
 
     def _scores(self, completions: Sequence[Completion]) -> list[float]:
-        assert self.score is not None
-        return self.score([c.prompt for c in completions], [c.response for c in completions])
+        prompts, responses = [c.prompt for c in completions], [c.response for c in completions]
+        if self.world is not None:
+            return self.truth(prompts, responses)
+        assert self.judge is not None
+        return self.judge(prompts, responses, [c.finish for c in completions])
 
     def _harmful(self, completions: Sequence[Completion]) -> list[bool] | None:
         """Which requests should be refused; None where the data do not say."""

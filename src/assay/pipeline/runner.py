@@ -176,7 +176,7 @@ class _Run:
         if self.data is None:
             self.data = Prepared.load(self.artifacts[DATA].folder)
         folders = {name: artifact.folder for name, artifact in self.artifacts.items()}
-        inputs = stage_inputs(self.named, step, folders, self.data)
+        inputs = stage_inputs(self.named, step, folders, self.data, ctx.device)
         return self.request.stage(step.node.kind)(step.node.config, inputs, ctx)
 
     def _data_hashes(self, step: Step, folder: Path) -> dict[str, str]:

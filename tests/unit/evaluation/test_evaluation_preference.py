@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.errors import DataError
-from assay.evaluation.baselines import STRENGTHS, bag_of_words, baseline_margins, length_only, outcomes
+from assay.evaluation.baselines import STRENGTHS, Baselines, bag_of_words, length_only, outcomes
 from assay.evaluation.preference import preference_report
 from assay.evaluation.statistics import wilson
 from assay.types import Preference, Prompt
@@ -121,17 +121,20 @@ def test_a_model_that_is_the_truth_is_fully_right_about_it_and_only_as_right_as_
 def test_baselines_stand_beside_the_model_on_the_same_pairs():
     train, held_out = word_pairs(300, 0), word_pairs(200, 1)
     rng = np.random.default_rng(2)
-    report = preference_report(rng.normal(0.5, 1, 200), np.zeros(200), pairs=held_out, train=train, seed=0)
+    report = preference_report(
+        rng.normal(0.5, 1, 200), np.zeros(200), pairs=held_out, baselines=Baselines.fit(train), seed=0
+    )
     words = report["baselines"]["bag_of_words"]
     assert words["accuracy"] > 0.98
     assert words["gain"] == pytest.approx(report["accuracy"] - words["accuracy"])
     assert words["gain_high"] < 0
+    assert report["baseline_pairs"] == 300
     assert 0.4 < report["baselines"]["length_only"]["accuracy"] < 0.75
 
 
 def test_a_bag_of_words_learns_which_word_wins_and_nothing_from_the_order():
     train = word_pairs(300, 0, share=0.9)
-    margins = bag_of_words(train, [pair(0, "please one two", "two never one"), pair(1, "two one", "one two")])
+    margins = bag_of_words(train)([pair(0, "please one two", "two never one"), pair(1, "two one", "one two")])
     assert margins[0] > 0
     assert margins[1] == 0
     assert len(STRENGTHS) > 1
@@ -139,24 +142,24 @@ def test_a_bag_of_words_learns_which_word_wins_and_nothing_from_the_order():
 
 def test_a_bag_of_words_cannot_learn_from_labels_that_are_noise():
     held_out = word_pairs(400, 1)
-    accuracy = outcomes(bag_of_words(word_pairs(400, 0, share=0.5), held_out)).mean()
+    accuracy = outcomes(bag_of_words(word_pairs(400, 0, share=0.5))(held_out)).mean()
     assert 0.0 <= accuracy <= 1.0
-    mixed = outcomes(bag_of_words(word_pairs(400, 0, share=0.5), word_pairs(400, 1, share=0.5))).mean()
+    mixed = outcomes(bag_of_words(word_pairs(400, 0, share=0.5))(word_pairs(400, 1, share=0.5))).mean()
     assert 0.4 < mixed < 0.6
 
 
 def test_without_a_frequent_word_the_bag_is_empty_and_everything_ties():
     train = [pair(number, f"chosen{number}", f"rejected{number}") for number in range(12)]
-    assert not bag_of_words(train, train).any()
+    assert not bag_of_words(train)(train).any()
 
 
 def test_length_only_learns_which_way_people_lean():
     longer, shorter = pair(0, "a long response", "short"), pair(1, "short", "a long response")
     same = pair(2, "equal", "value")
-    assert list(np.sign(length_only([longer], [longer, shorter, same]))) == [1, -1, 0]
-    assert list(np.sign(length_only([shorter], [longer, shorter, same]))) == [-1, 1, 0]
-    assert list(np.sign(length_only([], [longer]))) == [1]
-    assert set(baseline_margins([longer] * 9, [longer])) == {"length_only"}
+    assert list(np.sign(length_only([longer])([longer, shorter, same]))) == [1, -1, 0]
+    assert list(np.sign(length_only([shorter])([longer, shorter, same]))) == [-1, 1, 0]
+    assert list(np.sign(length_only([])([longer]))) == [1]
+    assert set(Baselines.fit([longer] * 9).margins([longer])) == {"length_only"}
 
 
 def test_slices_are_the_report_of_their_own_pairs():

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from assay.evaluation.baselines import baseline_margins, outcomes
+from assay.evaluation.baselines import Baselines, outcomes
 from assay.evaluation.preference import preference_report
 from assay.evaluation.safety import is_refusal
 from assay.evaluation.statistics import Interval, accuracy_ceiling, bootstrap_mean, pairwise_agreement
@@ -139,8 +139,10 @@ def test_hh_baselines_are_just_above_chance_and_length_helps_only_helpfulness(sh
     """Other held-out HH pairs gave bag-of-words 53.4 %; length-only 52.2 %, harmless 42.7 and helpful 60.9."""
     pairs = hh_pairs(shared_data / "hh-rlhf")
     train, held_out = pairs[::2], pairs[1::2]
-    margins = baseline_margins(train, held_out)["bag_of_words"]
-    report = preference_report(margins, np.zeros(len(margins)), pairs=held_out, train=train, agreement=0.63, seed=0)
+    baselines = Baselines.fit(train)
+    margins = baselines.margins(held_out)["bag_of_words"]
+    zeros = np.zeros(len(margins))
+    report = preference_report(margins, zeros, pairs=held_out, baselines=baselines, agreement=0.63, seed=0)
     assert 0.5 < report["accuracy"] < 0.6
     assert report["accuracy"] == pytest.approx(outcomes(margins).mean())
     assert report["baselines"]["bag_of_words"]["gain"] == 0

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from assay.evaluation.baselines import Baselines
 from assay.evaluation.preference import preference_report
 from assay.evaluation.safety import refusal_report
 from assay.evaluation.text import text_report
@@ -194,7 +195,9 @@ def reward(folder: Path, truth: bool, judge: bool, samples: object) -> dict[str,
         [0.8 - gap / 2 for gap in gaps],
         seed=0,
         pairs=noisy,
-        train=[pair if rng.random() < 0.62 else Preference(pair.prompt, pair.rejected, pair.chosen) for pair in train],
+        baselines=Baselines.fit(
+            [pair if rng.random() < 0.62 else Preference(pair.prompt, pair.rejected, pair.chosen) for pair in train]
+        ),
         truth_margins=[rng.gauss(gap, 0.8) for gap in gaps] if truth else None,
         truth_unit=1.5,
         agreement=0.748 if truth else None,

@@ -1,4 +1,4 @@
-"""The roles of PPO on as little memory as they need: adapters and heads on one frozen backbone, where they fit.
+"""The roles of RLHF on as little memory as they need: adapters and heads on one frozen backbone, where they fit.
 
     with LoRA         one backbone: policy, value and reward are adapters on it, the reference is none of them
     full fine-tuning  copies of what is trained (policy, value); the frozen SFT model carries the reward adapter
@@ -8,12 +8,12 @@ A reward model that is no adapter on the SFT model is a model of its own.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from assay.data.render import Renderer
@@ -30,7 +30,8 @@ from assay.models.config import LoraConfig, Template
 from assay.models.heads import ValueHead
 from assay.models.locate import locate, weights_hash
 from assay.models.policy import Policy, ResponseLogprobs, load_policy
-from assay.models.reward_model import Provenance, RewardModel, load_reward_model
+from assay.models.reward_folder import HEADS, Provenance, adapter_folder, adapter_name, read_config
+from assay.models.reward_model import RewardModel, load_reward_model
 from assay.models.value_model import ValueModel, load_value_model
 
 __all__ = [
@@ -38,42 +39,54 @@ __all__ = [
     "Policy",
     "ResponseLogprobs",
     "RewardModel",
+    "SamplingRoles",
     "ValueModel",
     "load_policy",
     "load_reward_model",
     "load_value_model",
     "ppo_roles",
+    "sampling_roles",
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class PPORoles:
-    """Who takes part in PPO. The reference is the SFT model as it was, never the base it came from (correctness 39)."""
+class SamplingRoles:
+    """Who takes part in a method that samples, scores and learns.
+
+    The reference is the SFT model as it was, never the base it came from (correctness 39).
+    """
 
     policy: Policy
     reference: Policy
-    value: ValueModel
     reward: RewardModel
 
     @property
     def backbones(self) -> list[Backbone]:
         """The distinct models in memory."""
-        roles = (self.policy, self.reference, self.value, self.reward)
+        roles = [getattr(self, field.name) for field in fields(self)]
         return list({id(role.backbone): role.backbone for role in roles}.values())
 
 
-def ppo_roles(
+@dataclass(frozen=True, slots=True)
+class PPORoles(SamplingRoles):
+    """PPO has a critic too."""
+
+    value: ValueModel
+
+
+def sampling_roles(
     sft: str | Path,
     reward: str | Path,
     lora: LoraConfig | None,
     *,
+    trainable: bool = True,
     template: Template = "chat",
     max_length: int = 512,
     device: str = "cpu",
     seed: int = 0,
     gradient_checkpointing: bool = False,
-) -> PPORoles:
-    """Policy and reference from the SFT model, reward from the reward model, value from the reward (correctness 27)."""
+) -> SamplingRoles:
+    """Policy and reference from the SFT model, reward from the reward model; where nothing trains, they are one."""
     source, judge = locate(sft), locate(reward)
     reference = load_policy(source, trainable=False, device=device, gradient_checkpointing=gradient_checkpointing)
     shared = reference.backbone
@@ -88,39 +101,69 @@ def ppo_roles(
             device=device,
             gradient_checkpointing=gradient_checkpointing,
         )
-    if lora:
+    if not trainable:
+        policy = reference
+    elif lora:
         shared.adapters.add("policy", lora, seed=seed, dropout=False)
         policy = Policy(shared, reference.tokenizer, adapter="policy", source=str(source))
     else:
         policy = load_policy(source, device=device, gradient_checkpointing=gradient_checkpointing)
-    value = value_from(rewarder, judge, reference, lora, seed=seed, gradient_checkpointing=gradient_checkpointing)
-    roles = PPORoles(policy, reference, value, rewarder)
+    roles = SamplingRoles(policy, reference, rewarder)
     for backbone in roles.backbones:
         drop_dropout(backbone.model)
         backbone.model.train(gradient_checkpointing)  # only so that activations are recomputed; nothing is random
     return roles
 
 
+def ppo_roles(
+    sft: str | Path,
+    reward: str | Path,
+    lora: LoraConfig | None,
+    *,
+    template: Template = "chat",
+    max_length: int = 512,
+    device: str = "cpu",
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
+) -> PPORoles:
+    """The roles that sample, and a value model that starts as the reward (correctness 27)."""
+    some = sampling_roles(
+        sft,
+        reward,
+        lora,
+        template=template,
+        max_length=max_length,
+        device=device,
+        seed=seed,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    value = value_from(
+        some.reward, locate(reward), some.reference, lora, seed=seed, gradient_checkpointing=gradient_checkpointing
+    )
+    drop_dropout(value.backbone.model)
+    value.backbone.model.train(gradient_checkpointing)
+    return PPORoles(some.policy, some.reference, some.reward, value)
+
+
 def stands_on(reward: Path, sft: Path) -> bool:
     """True when the reward model is an adapter that was trained on exactly these SFT weights."""
-    config = json.loads((reward / "config.json").read_text())
-    return (reward / "adapter").is_dir() and config.get("reward_base") == weights_hash(sft)
+    return (reward / "adapter").is_dir() and read_config(reward).get("reward_base") == weights_hash(sft)
 
 
 def reward_adapter(folder: Path, backbone: Backbone, template: Template, max_length: int) -> RewardModel:
-    """The reward model as an adapter and a head on a backbone that is in memory anyway."""
-    backbone.adapters.load("reward", folder / "adapter")
-    for parameter in backbone.adapters.parameters("reward").values():
-        parameter.requires_grad_(False)
-    weight = stored_tensor(folder, "score.weight")
-    head = nn.Linear(weight.shape[1], 1, bias=False, device=backbone.device)
+    """The reward model as adapters and a head on a backbone that is in memory anyway."""
+    provenance = Provenance.read(read_config(folder), template)
+    for number in range(1, provenance.readout.adapters + 1):
+        backbone.adapters.load(adapter_name(number), folder / adapter_folder(number))
+        for parameter in backbone.adapters.parameters(adapter_name(number)).values():
+            parameter.requires_grad_(False)
+    weight = load_file(folder / HEADS)["weight"] if (folder / HEADS).exists() else stored_tensor(folder, "score.weight")
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=backbone.device)
     head.weight = nn.Parameter(weight.float().to(backbone.device), requires_grad=False)
     tokenizer = load_tokenizer(folder)
-    config = json.loads((folder / "config.json").read_text())
-    provenance = Provenance(config.get("reward_template", template), config["reward_mean"], config["reward_base"])
     length = min(max_length, context_length(backbone.model))
     renderer = Renderer(tokenizer, template=provenance.template, max_length=length)
-    return RewardModel(backbone, head, tokenizer, renderer, provenance, adapter="reward", source=folder)
+    return RewardModel(backbone, head, tokenizer, renderer, provenance, adapter=adapter_name(1), source=folder)
 
 
 def value_from(
@@ -155,9 +198,9 @@ def value_from(
 
 @torch.no_grad()
 def head_from(reward: RewardModel) -> ValueHead:
-    """V = score − mean score: what the reward function pays is centred."""
+    """V = score − mean score: what the reward function pays is centred; of several scores, what one head can say."""
     head = ValueHead(reward.head.in_features)
-    head.weight.copy_(reward.head.weight[0])
+    head.weight.copy_(reward.plain_head(reward.head.weight)[0])
     head.bias.fill_(-reward.mean)
     return head
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,6 +42,25 @@ class Rollouts:
     empty_B: Tensor
     """True where the response has no text: nobody compares such answers, so a reward model knows nothing of them."""
 
+    @classmethod
+    def of(
+        cls, generations: Sequence[Generation], scores: Sequence[float], reference_BR: Tensor | None = None
+    ) -> Rollouts:
+        """Scored responses; without `reference_BR` the policy that sampled them is its own reference."""
+        logprobs_BR, mask_BR = pad([g.logprobs for g in generations])
+        device = logprobs_BR.device if reference_BR is None else reference_BR.device
+        return cls(
+            [g.prompt for g in generations],
+            [g.row for g in generations],
+            [g.text for g in generations],
+            mask_BR.to(device),
+            logprobs_BR.to(device),
+            logprobs_BR if reference_BR is None else reference_BR,
+            torch.tensor(scores, device=device),
+            torch.tensor([g.finish == "stop" for g in generations], device=device),
+            torch.tensor([not g.text for g in generations], device=device),
+        )
+
     @property
     def completions(self) -> list[Completion]:
         """The responses as plain text, for evaluation."""
@@ -50,6 +69,21 @@ class Rollouts:
             Completion(prompt, text, "stop" if ended else "length", length)
             for prompt, text, ended, length in zip(self.prompts, self.texts, finished, lengths, strict=True)
         ]
+
+    def take(self, index: Sequence[int]) -> Rollouts:
+        """Some of the responses."""
+        i = list(index)
+        return Rollouts(
+            [self.prompts[n] for n in i],
+            [self.rows[n] for n in i],
+            [self.texts[n] for n in i],
+            self.mask_BR[i],
+            self.logprobs_BR[i],
+            self.reference_BR[i],
+            self.scores_B[i],
+            self.finished_B[i],
+            self.empty_B[i],
+        )
 
     def kl_B(self) -> Tensor:
         """Sampled KL(policy ‖ reference) of each response in nats: the sum of k1 over its tokens, [B]."""
@@ -65,6 +99,26 @@ class Rollouts:
         return sum(shares) / len(shares)
 
 
+def joined(parts: Sequence[Rollouts]) -> Rollouts:
+    """Several batches of responses as one, padded to the longest."""
+    width = max(part.mask_BR.shape[1] for part in parts)
+
+    def wide(tensors: Iterable[Tensor]) -> Tensor:
+        return torch.cat([torch.nn.functional.pad(tensor, (0, width - tensor.shape[1])) for tensor in tensors])
+
+    return Rollouts(
+        [prompt for part in parts for prompt in part.prompts],
+        [row for part in parts for row in part.rows],
+        [text for part in parts for text in part.texts],
+        wide(part.mask_BR for part in parts),
+        wide(part.logprobs_BR for part in parts),
+        wide(part.reference_BR for part in parts),
+        torch.cat([part.scores_B for part in parts]),
+        torch.cat([part.finished_B for part in parts]),
+        torch.cat([part.empty_B for part in parts]),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Experience:
     """What the updates of one iteration learn from, fixed before the first of them."""
@@ -72,16 +126,25 @@ class Experience:
     rows: list[Row]
     mask_BR: Tensor
     logprobs_BR: Tensor
-    values_BR: Tensor
+    """Under the policy as it was before the updates."""
+    reference_BR: Tensor
     advantages_BR: Tensor
+    weights_BR: Tensor
+    """What each token counts for in a loss."""
+    values_BR: Tensor
+    """The critic's, from before the updates; without a critic, empty."""
     returns_BR: Tensor
 
     def take(self, index: Sequence[int]) -> Experience:
         """Some of the episodes, trimmed to the longest response among them."""
         rows = [self.rows[i] for i in index]
         width = max(len(row.ids) - row.prompt_length for row in rows)
-        tensors = (self.mask_BR, self.logprobs_BR, self.values_BR, self.advantages_BR, self.returns_BR)
+        tensors = (getattr(self, field.name) for field in fields(self)[1:])
         return Experience(rows, *(tensor[list(index), :width] for tensor in tensors))
+
+    def weighted(self, weights_BR: Tensor) -> Experience:
+        """The same episodes, every token's weight multiplied."""
+        return replace(self, weights_BR=self.weights_BR * weights_BR)
 
     def parts(self, size: int | None) -> Iterator[Experience]:
         """Micro-batches of at most `size` episodes, shortest first so that little is padded."""
@@ -107,28 +170,16 @@ def collect(
 ) -> Rollouts:
     """Sample one response a prompt, score it, and compute the reference's log-probabilities."""
     generations = sample(engine, prompts, params, seed)
-    rows = [Row([*g.prompt_ids, *g.ids], len(g.prompt_ids)) for g in generations]
-    logprobs_BR, mask_BR = pad([g.logprobs for g in generations])
     scores = reward(prompts, [g.text for g in generations], [g.finish for g in generations])
     with torch.no_grad():
         reference_BR = over_rows(
             lambda batch: reference.logprobs(batch, temperature=params.temperature).logprobs_BR,
-            rows,
+            [g.row for g in generations],
             reference.pad_id,
             device,
             micro_batch_size,
         )
-    return Rollouts(
-        list(prompts),
-        rows,
-        [g.text for g in generations],
-        mask_BR.to(device),
-        logprobs_BR.to(device),
-        reference_BR,
-        torch.tensor(scores, device=device),
-        torch.tensor([g.finish == "stop" for g in generations], device=device),
-        torch.tensor([not g.text for g in generations], device=device),
-    )
+    return Rollouts.of(generations, scores, reference_BR)
 
 
 def sample(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, seed: int) -> list[Generation]:

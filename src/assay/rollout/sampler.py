@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from assay import rng
+from assay.data.render import Row
 from assay.rollout.config import SamplingParams
-from assay.types import FinishReason, Prompt
+from assay.types import Completion, FinishReason, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,16 @@ class Generation:
     """Of each token under the distribution it was drawn from; greedy: under softmax of the (penalised) logits."""
     text: str
     finish: FinishReason
+
+    @property
+    def row(self) -> Row:
+        """Prompt and response as they were read and drawn: what is sampled is what is trained."""
+        return Row([*self.prompt_ids, *self.ids], len(self.prompt_ids))
+
+    @property
+    def completion(self) -> Completion:
+        """The response as plain text, for evaluation."""
+        return Completion(self.prompt, self.text, self.finish, len(self.ids))
 
 
 class Sampler(Protocol):

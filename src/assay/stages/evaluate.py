@@ -35,7 +35,7 @@ def run(config: EvaluateConfig, inputs: StageInputs, ctx: RunContext) -> dict[st
             renderer = Renderer(policy.tokenizer, template=inputs.template, max_length=config.max_length)
             engine = Engine(policy, renderer, max_batch=config.batch_size)
             generations = collect.sample(engine, prompts, config.sampling, rng.derive(ctx.seed, "test"))
-            answers[name] = [Completion(g.prompt, g.text, g.finish, len(g.ids)) for g in generations]
+            answers[name] = [generation.completion for generation in generations]
             progress.update(done, name)
 
     report = inputs.evaluate_policies(answers)

@@ -18,9 +18,9 @@ from assay.errors import DataError
 from assay.models.backbone import Backbone
 from assay.models.roles import Policy
 from assay.models.scratch import new_model, train_tokenizer
+from assay.stages.causal import train_causal
 from assay.stages.config import PretrainConfig
 from assay.stages.context import RunContext, StageInputs
-from assay.stages.sft import train_causal
 from assay.types import Message
 
 

@@ -11,11 +11,9 @@ from assay.stages.context import StageInputs
 def compare(before: Rollouts, after: Rollouts, inputs: StageInputs) -> dict[str, Any]:
     """The trained policy against the SFT model on the same prompts: proxy reward, KL, and what the evaluator adds."""
     kl_B = after.kl_B()
-    report = {
-        "reward_before": before.scores_B.mean().item(),
-        "reward_after": after.scores_B.mean().item(),
-        "kl": kl_B.mean().item(),
-    }
+    report = {"kl": kl_B.mean().item()}
+    if inputs.reward is not None:
+        report |= {"reward_before": before.scores_B.mean().item(), "reward_after": after.scores_B.mean().item()}
     if inputs.evaluate_policy is None:
         return report
     return report | inputs.evaluate_policy(before.completions, after.completions)
@@ -30,8 +28,8 @@ def side_by_side(before: Rollouts, after: Rollouts, inputs: StageInputs) -> list
         "kind": [prompt.kind for prompt in before.prompts],
         "before": before.texts,
         "after": after.texts,
-        "reward_before": before.scores_B.tolist(),
-        "reward_after": after.scores_B.tolist(),
+        "reward_before": before.scores_B.tolist() if inputs.reward else unknown,
+        "reward_after": after.scores_B.tolist() if inputs.reward else unknown,
         "truth_before": truth[0],
         "truth_after": truth[1],
     }

@@ -1,0 +1,188 @@
+"""One update of direct preference optimisation: what it learns from, and the gradient of one optimizer step.
+
+Rewards come from log-ratios to the reference, whose log-probabilities are computed once: they never change.
+Formulas: algorithms/direct_loss.py. N examples, B of them in a step, E = 2 rows each, R response tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from assay import rng
+from assay.algorithms import direct_loss
+from assay.data.pack import collate
+from assay.data.render import Row
+from assay.models.policy import Policy, ResponseLogprobs
+from assay.stages import loop
+from assay.stages.config import PreferenceConfig
+
+Pair = tuple[Row, Row]
+"""Chosen and rejected."""
+
+Judged = tuple[Row, bool]
+"""An answer, and whether it is good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A pair: the chosen answer, and the rejected one. A verdict: the judged answer, and one to another prompt."""
+
+    row: Row
+    other: Row
+    good: bool = True
+    """Always, for a pair; what people said, for a verdict."""
+
+
+def examples_of(
+    pairs: Sequence[Pair], verdicts: Sequence[Judged], config: PreferenceConfig, seed: int
+) -> list[Example]:
+    """What is learnt from: pairs as they are; for KTO verdicts, a pair being a good one and a bad one."""
+    if config.paired:
+        return [Example(chosen, rejected) for chosen, rejected in pairs]
+    judged = [part for chosen, rejected in pairs for part in ((chosen, True), (rejected, False))] + list(verdicts)
+    others = mismatched([row for row, _ in judged], seed, config.max_length)
+    return [Example(row, other, good) for (row, good), other in zip(judged, others, strict=True)]
+
+
+def plan(examples: Sequence[Example], config: PreferenceConfig, seed: int) -> list[list[int]]:
+    """Indices of every optimizer step; pairs of like length together, verdicts in any mixture.
+
+    Where bad answers are the longer ones, batches of like length would be all good or all bad.
+    """
+    lengths = [len(e.row.ids) + len(e.other.ids) if config.paired else 0 for e in examples]
+    return loop.plan(lengths, config.batch_size, config.epochs, seed)
+
+
+def mismatched(rows: Sequence[Row], seed: int, max_length: int) -> list[Row]:
+    """Each row's prompt with the answer of another row: a derangement, and the answer to another prompt.
+
+    In an order where rows of one prompt are neighbours, each takes the answer as many places on as the most frequent
+    prompt has rows. (One that has more than half of all rows cannot but meet itself; then only the rows differ.)
+    """
+    prompts = [tuple(row.ids[: row.prompt_length]) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: (rng.derive(seed, "mismatched", *prompts[i]), prompts[i]))
+    shift = min(max(Counter(prompts).values(), default=0), len(rows) // 2)
+    answers = {i: rows[order[(place + shift) % len(rows)]] for place, i in enumerate(order)}
+    return [
+        Row([*prompt, *answers[i].ids[answers[i].prompt_length :]][:max_length], len(prompt))
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """The policy that learns, and how one optimizer step's loss is made."""
+
+    policy: Policy
+    config: PreferenceConfig
+    device: str
+
+    @property
+    def size(self) -> int:
+        """Examples in one forward pass."""
+        return self.config.micro_batch_size or self.config.batch_size
+
+    def logprobs(self, policy: Policy, rows: Sequence[Row]) -> ResponseLogprobs:
+        return policy.logprobs(collate(rows, policy.pad_id).to(self.device))
+
+    @torch.no_grad()
+    def reference(self, policy: Policy, examples: Sequence[Example]) -> Tensor:
+        """Summed log-probabilities of both rows of each example under the reference, [N, 2]; 0 where it has no say."""
+        sums_M = torch.zeros(2 * len(examples), device=self.device)
+        if self.config.reference:
+            rows = [row for example in examples for row in (example.row, example.other)]
+            order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+            for part in loop.micro_batches(order, self.size):
+                sums_M[list(part)] = self.logprobs(policy, [rows[i] for i in part]).logprobs_BR.sum(1)
+        return sums_M.view(-1, 2)
+
+    def step(self, batch: Sequence[Example], reference_BE: Tensor) -> dict[str, float]:
+        """Metrics of one optimizer step (or of all held-out examples); its gradient too, where gradients are on."""
+        loss_of = self.pairs
+        if not self.config.paired:
+            loss_of = partial(self.verdicts, baseline=self.baseline(batch, reference_BE))
+        goods = sum(example.good for example in batch)
+        sums: dict[str, Tensor] = {}
+        for index in loop.micro_batches(range(len(batch)), self.size):
+            part, reference = [batch[i] for i in index], reference_BE[list(index)]
+            loss, logprobs_B, measured = loss_of(part, reference, total=len(batch))
+            if torch.is_grad_enabled():
+                loss.backward()
+            good_B = torch.tensor([example.good for example in part], device=self.device)
+            if goods:
+                measured["chosen_logprob"] = logprobs_B.detach()[good_B].sum() / goods
+            loop.add_to(sums, {"loss": loss.detach(), **measured})
+        return {name: value.item() for name, value in sums.items()}
+
+    def pairs(
+        self, part: Sequence[Example], reference_BE: Tensor, *, total: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Share of the loss, log-probabilities of the chosen answers, metrics; both rows go through in one batch."""
+        config, count = self.config, len(part)
+        scored = self.logprobs(self.policy, [e.row for e in part] + [e.other for e in part])
+        ratio_M = self.ratios(scored, reference_BE.T.flatten())
+        loss, metrics = direct_loss.pair_loss(
+            ratio_M[:count], ratio_M[count:], link=link(config), loss=pair_loss(config), beta=config.beta, total=total
+        )
+        chosen_BR, mask_BR = scored.logprobs_BR[:count], scored.mask_BR[:count]
+        if config.nll_weight:
+            loss = loss + config.nll_weight * direct_loss.response_nll(chosen_BR, mask_BR, total=total)
+        return loss, chosen_BR.sum(1), metrics
+
+    def verdicts(
+        self, part: Sequence[Example], reference_BE: Tensor, *, baseline: Tensor, total: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The same for answers judged on their own."""
+        scored = self.logprobs(self.policy, [example.row for example in part])
+        loss, metrics = direct_loss.kto_loss(
+            self.ratios(scored, reference_BE[:, 0]),
+            torch.tensor([example.good for example in part], device=self.device),
+            baseline=baseline,
+            link=link(self.config),
+            beta=self.config.beta,
+            desirable_weight=self.config.desirable_weight,
+            total=total,
+        )
+        return loss, scored.logprobs_BR.sum(1), metrics
+
+    @torch.no_grad()
+    def baseline(self, batch: Sequence[Example], reference_BE: Tensor) -> Tensor:
+        """KTO's z₀ of the whole step."""
+        ratios = [
+            self.ratios(self.logprobs(self.policy, [batch[i].other for i in index]), reference_BE[list(index), 1])
+            for index in loop.micro_batches(range(len(batch)), self.size)
+        ]
+        return direct_loss.kto_baseline(torch.cat(ratios))
+
+    def ratios(self, scored: ResponseLogprobs, reference_B: Tensor) -> Tensor:
+        return direct_loss.sequence_log_ratio(
+            scored.logprobs_BR, scored.mask_BR, reference_B, length_normalised=self.config.length_normalised
+        )
+
+
+def link(config: PreferenceConfig) -> direct_loss.Link:
+    """From log-ratio to reward."""
+    return {
+        "reverse_kl": direct_loss.reverse_kl,
+        "forward_kl": direct_loss.forward_kl,
+        "jensen_shannon": direct_loss.jensen_shannon,
+        "alpha": partial(direct_loss.alpha_divergence, alpha=config.alpha),
+        "log_odds": direct_loss.log_odds,
+    }[config.link]
+
+
+def pair_loss(config: PreferenceConfig) -> direct_loss.PairLoss:
+    """From the difference of two rewards to a loss."""
+    loss: dict[str, Callable[..., Tensor]] = {
+        "logistic": partial(direct_loss.logistic, margin=config.margin, smoothing=config.label_smoothing),
+        "robust": partial(direct_loss.robust, smoothing=config.label_smoothing),
+        "squared": direct_loss.squared,
+        "hinge": partial(direct_loss.hinge, margin=config.margin),
+    }
+    return partial(loss[config.loss], beta=config.beta)

@@ -1,0 +1,241 @@
+"""Direct preference optimisation: a policy straight from comparisons (DPO and its family).
+
+    pairs, or single verdicts (KTO), + SFT policy  →  aligned policy
+
+    offline     passes over the data's comparisons; the best weights by validation loss are kept
+    `rounds`    each round: the policy answers → the reward model labels → the policy learns  (iterative, online DPO)
+
+Sources: DPO (arXiv 2305.18290); with the policy's own answers, 2402.04792. Update: stages/direct.py.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from assay import rng
+from assay.data.records import write_whole
+from assay.data.render import Renderer
+from assay.errors import DataError, Interrupted
+from assay.models.backbone import drop_dropout
+from assay.models.roles import Policy, load_policy, load_reward_model
+from assay.rewards import RewardFn
+from assay.rewards.learned import LearnedReward
+from assay.rollout import collect
+from assay.rollout.collect import Rollouts
+from assay.rollout.engine import Engine
+from assay.stages import compared, loop
+from assay.stages.config import PreferenceConfig
+from assay.stages.context import RunContext, StageInputs
+from assay.stages.direct import Example, Learner, examples_of, plan
+from assay.types import Prompt
+
+
+def run(config: PreferenceConfig, inputs: StageInputs, ctx: RunContext) -> dict[str, Any]:
+    policy = load_policy(
+        inputs.base,
+        lora=config.lora,
+        device=ctx.device,
+        gradient_checkpointing=config.gradient_checkpointing,
+        seed=ctx.seed,
+    )
+    drop_dropout(policy.model)  # or the policy would not start as its reference
+    policy.model.train(config.gradient_checkpointing)
+    renderer = Renderer(policy.tokenizer, template=inputs.template, max_length=config.max_length)
+    engine = Engine(policy, renderer, max_batch=config.batch_size)
+    reward = reward_of(config, inputs, ctx)
+
+    def answer(reference: Policy) -> Rollouts:
+        return collect.collect(
+            engine,
+            inputs.data.prompts.test,
+            config.sampling,
+            seed=rng.derive(ctx.seed, "test"),
+            reward=reward,
+            reference=reference,
+            device=ctx.device,
+            micro_batch_size=config.micro_batch_size or config.batch_size,
+        )
+
+    before = answer(policy)  # it still is its own reference
+    learner = Learner(policy, config, ctx.device)
+    if config.rounds:
+        report = learn_in_rounds(learner, engine, reward, inputs, ctx)
+    else:
+        report = learn(learner, renderer, inputs, ctx)
+    policy.save(ctx.folder)
+    after = answer(reference_of(policy, ctx.device))
+    ctx.samples(report["steps"], compared.side_by_side(before, after, inputs))
+    return {**compared.compare(before, after, inputs), **report}
+
+
+def reward_of(config: PreferenceConfig, inputs: StageInputs, ctx: RunContext) -> RewardFn:
+    """The reward model; where there is none, nobody knows what an answer is worth."""
+    if inputs.reward is None:
+        return lambda prompts, responses, finishes: [math.nan] * len(responses)
+    model = load_reward_model(
+        inputs.reward, trainable=False, template=inputs.template, max_length=config.max_length, device=ctx.device
+    )
+    return LearnedReward(model, batch_size=config.batch_size)
+
+
+def reference_of(policy: Policy, device: str) -> Policy:
+    """The policy before it learnt: with LoRA the backbone without the adapter, else the base, loaded once more."""
+    if policy.adapter:
+        return Policy(policy.backbone, policy.tokenizer, source=policy.source)
+    return load_policy(policy.source, trainable=False, device=device)
+
+
+def learn(learner: Learner, renderer: Renderer, inputs: StageInputs, ctx: RunContext) -> dict[str, Any]:
+    """Passes over the data's comparisons; ends with the best weights by validation loss."""
+    config, parameters = learner.config, learner.policy.parameters_trained()
+    train, held_out = (data_examples(renderer, inputs, split, config, ctx.seed) for split in ("train", "validation"))
+    if not train:
+        raise DataError("no comparison fits the context", hint=f"raise preference.max_length ({config.max_length})")
+    stored = ctx.folder / "reference.safetensors"
+    reference_NE, held_out_NE = reference_logprobs(learner, [*train, *held_out], stored).split(
+        [len(train), len(held_out)]
+    )
+    validate = torch.no_grad()(lambda: learner.step(held_out, held_out_NE) if held_out else {})
+
+    steps = plan(train, config, ctx.seed)
+    optimizer = loop.Optimizer(parameters, config.optim, len(steps))
+    start, best, state = loop.restore(ctx, {"policy": optimizer})
+    state = state or {"first": validate()}
+    with ctx.progress(len(steps), "preference") as progress:
+        for step in range(start, len(steps)):
+            rows = steps[step]
+            measured = update(learner, optimizer, [train[i] for i in rows], reference_NE[rows], step)
+            done = step + 1
+            if held_out and (done % config.validate_every == 0 or done == len(steps)):
+                held = validate()
+                measured |= loop.numbers(held, prefix="eval/")
+                best.offer(-held["loss"], done, parameters)
+                state["last"] = held if best.iteration == done else state["last"]
+            state.setdefault("loss_first", measured["train/loss"])
+            ctx.log(done, measured)
+            progress.update(done, f"loss {measured['train/loss']:.3f}, accuracy {measured['train/accuracy']:.2f}")
+            keep(ctx, done, len(steps), config.checkpoint_every, optimizer, best, state)
+
+    if held_out:
+        best.put_back(parameters)
+    stored.unlink()
+    return {
+        "examples": len(train),
+        "steps": len(steps),
+        "best_step": best.iteration or len(steps),
+        "loss_first": state["loss_first"],
+        "loss_last": measured["train/loss"],
+        **{f"validation_{name}_before": value for name, value in state["first"].items()},
+        **{f"validation_{name}": value for name, value in state.get("last", {}).items()},
+    }
+
+
+def learn_in_rounds(
+    learner: Learner, engine: Engine, reward: RewardFn, inputs: StageInputs, ctx: RunContext
+) -> dict[str, Any]:
+    """The policy's own answers, the best to each prompt against the worst; ends with the last weights."""
+    config = learner.config
+    each = 1 if config.paired else 2  # examples a prompt
+    steps = config.epochs * math.ceil(config.round_prompts * each / config.batch_size)
+    optimizer = loop.Optimizer(learner.policy.parameters_trained(), config.optim, config.rounds * steps)
+    start, best, state = loop.restore(ctx, {"policy": optimizer})
+    reference = reference_of(learner.policy, ctx.device)
+    with ctx.progress(config.rounds, "preference") as progress:
+        for number in range(start, config.rounds):
+            seed = rng.derive(ctx.seed, "round", number)
+            prompts = loop.pick(inputs.data.prompts.train, config.round_prompts, number, ctx.seed)
+            examples, measured = compare_answers(engine, prompts, reward, inputs, config, seed)
+            reference_NE = learner.reference(reference, examples)
+            for index, rows in enumerate(plan(examples, config, seed)):
+                step = number * steps + index
+                measured |= update(learner, optimizer, [examples[i] for i in rows], reference_NE[rows], step)
+            state = {"examples": state.get("examples", 0) + len(examples), "last": measured}
+            ctx.log(number + 1, measured)
+            progress.update(number + 1, f"reward {measured['objective/reward']:+.2f}")
+            keep(ctx, number + 1, config.rounds, max(1, config.checkpoint_every // steps), optimizer, best, state)
+    return {"examples": state["examples"], "steps": config.rounds * steps, "loss_last": state["last"].get("train/loss")}
+
+
+def compare_answers(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    reward: RewardFn,
+    inputs: StageInputs,
+    config: PreferenceConfig,
+    seed: int,
+) -> tuple[list[Example], dict[str, float]]:
+    """Several answers to each prompt, the best beside the worst; where all score alike, nothing is learnt."""
+    asked = [prompt for prompt in prompts for _ in range(config.answers)]
+    given = collect.sample(engine, asked, config.sampling, seed)
+    texts = [answer.text for answer in given]
+    scores = reward(asked, texts, [answer.finish for answer in given])
+    pairs = []
+    for start in range(0, len(asked), config.answers):
+        worst, *_, best = sorted(range(start, start + config.answers), key=scores.__getitem__)
+        if scores[best] > scores[worst]:
+            pairs.append((given[best].row, given[worst].row))
+    measured = {"objective/reward": loop.mean(scores), "objective/compared": len(pairs) / len(prompts)}
+    if inputs.truth:
+        measured["objective/truth"] = loop.mean(inputs.truth(asked, texts))
+    return examples_of(pairs, [], config, seed), measured
+
+
+def data_examples(
+    renderer: Renderer, inputs: StageInputs, split: str, config: PreferenceConfig, seed: int
+) -> list[Example]:
+    """The examples of one split that leave at least one label of each answer within the context."""
+    pairs = [
+        (renderer.row(pair.prompt, pair.chosen), renderer.row(pair.prompt, pair.rejected))
+        for pair in getattr(inputs.data.preferences, split)
+    ]
+    verdicts = [(renderer.row(v.prompt, v.response), v.good) for v in getattr(inputs.data.verdicts, split)]
+    return examples_of(
+        [(chosen, rejected) for chosen, rejected in pairs if chosen and rejected],
+        [(row, good) for row, good in verdicts if row],
+        config,
+        seed,
+    )
+
+
+def reference_logprobs(learner: Learner, examples: Sequence[Example], stored: Path) -> Tensor:
+    """[N, 2] under the policy, which is called before its first update; a resumed run finds them on disk."""
+    if not stored.exists():
+        logprobs_NE = learner.reference(learner.policy, examples)
+        write_whole(stored, lambda partial: save_file({"logprobs": logprobs_NE.cpu()}, partial))
+    return load_file(stored, device=learner.device)["logprobs"]
+
+
+def update(
+    learner: Learner, optimizer: loop.Optimizer, batch: Sequence[Example], reference_BE: Tensor, step: int
+) -> dict[str, float]:
+    """One optimizer step; its metrics for the log."""
+    began = time.perf_counter()
+    measured = learner.step(batch, reference_BE)
+    measured |= optimizer.update(step)
+    measured["examples_per_s"] = len(batch) / (time.perf_counter() - began)
+    return loop.numbers(measured, prefix="train/")
+
+
+def keep(
+    ctx: RunContext,
+    done: int,
+    total: int,
+    every: int,
+    optimizer: loop.Optimizer,
+    best: loop.Best,
+    state: dict[str, Any],
+) -> None:
+    """Checkpoint when due; checkpoint and stop when the user asked to."""
+    interrupted = ctx.interrupted() and done < total
+    if interrupted or (done % every == 0 and done < total):
+        loop.save(ctx, done, {"policy": optimizer}, best, state)
+    if interrupted:
+        raise Interrupted(f"stopped after {done} of {total}; the checkpoint is saved")

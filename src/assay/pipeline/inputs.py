@@ -18,6 +18,7 @@ from assay.models.config import Template
 from assay.pipeline.graph import Source
 from assay.pipeline.recipe import NamedRecipe
 from assay.pipeline.steps import Step
+from assay.stages.config import AnyStage
 from assay.worlds.config import WorldData
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ NEEDS = {
     "sft": ("demonstrations_train",),
     "reward": ("preferences_train", "preferences_validation", "preferences_test"),
     "ppo": ("prompts_train", "prompts_validation", "prompts_test"),
+    "bestof": ("prompts_test",),
+    "distill": ("demonstrations_train or prompts_train", "prompts_test"),
     "evaluate": ("prompts_test",),
 }
-"""What a kind of stage cannot do without."""
+"""What a kind of stage cannot do without; of `preference`, `needs` knows."""
 
 
 def prepare(data: Config, seed: int) -> Prepared:
@@ -66,16 +69,29 @@ def check_counts(made: Mapping[str, Any], steps: Sequence[Step]) -> None:
         f"{step.id} needs {need.replace('_train', '').replace('_', ' for ')}"
         for step in steps
         if step.node is not None
-        for need in NEEDS.get(step.node.kind, ())
+        for need in needs(step.node.config)
         if not any(made[count] for count in need.split(" or "))
         and not (need == "preferences_train" and getattr(step.node.config, "trained", False))
     ]
     if lacking:
+        hint = "name a source that has it, e.g. data.preferences.path=…; `assay data inspect` shows what a file has"
+        unpaired = [step.id for step in steps if step.node and getattr(step.node.config, "paired", False)]
+        if unpaired and made["verdicts_train"] and not made["preferences_train"]:
+            hint = f"single verdicts have no pairs to compare; KTO learns from them: {unpaired[0]}.method=kto"
         there = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in made.items() if n) or "nothing"
         raise DataError(
             f"the data lack what the recipe trains on: {'; '.join(dict.fromkeys(lacking))} (there is {there})",
-            hint="name a source that has it, e.g. data.preferences.path=…; `assay data inspect` shows what a file has",
+            hint=hint,
         )
+
+
+def needs(config: AnyStage) -> Sequence[str]:
+    """What a stage with these settings cannot do without."""
+    if config.kind != "preference":
+        return NEEDS.get(config.kind, ())
+    if config.rounds:
+        return ("prompts_train", "prompts_test")
+    return ("preferences_train" if config.paired else "preferences_train or verdicts_train", "prompts_test")
 
 
 def counts(prepared: Prepared) -> dict[str, Any]:

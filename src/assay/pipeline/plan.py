@@ -19,7 +19,15 @@ from assay.pipeline.inputs import counts, prepare
 from assay.pipeline.recipe import NamedRecipe
 from assay.pipeline.runner import Request, selected
 from assay.pipeline.steps import DATA, Step, is_hub_id
-from assay.stages.config import EvaluateConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig, TrainingConfig
+from assay.stages.config import (
+    EvaluateConfig,
+    PPOConfig,
+    PreferenceConfig,
+    PretrainConfig,
+    RewardConfig,
+    SFTConfig,
+    TrainingConfig,
+)
 
 PROCESS_MB = 450
 """Resident size of Python with torch and transformers loaded."""
@@ -86,6 +94,11 @@ def optimizer_steps(config: Any, data: Prepared) -> int:
         rows = 0 if config.trained else len(data.preferences.train) // config.part[1]
     elif isinstance(config, SFTConfig):
         rows = len(data.demonstrations.train)
+    elif isinstance(config, PreferenceConfig):
+        answers = 1 if config.paired else 2
+        if config.rounds:
+            return config.rounds * config.epochs * math.ceil(config.round_prompts * answers / config.batch_size)
+        rows = len(data.preferences.train) * answers + (0 if config.paired else len(data.verdicts.train))
     elif isinstance(config, PretrainConfig):
         from assay.stages.pretrain import training_dialogues
 
@@ -99,6 +112,8 @@ def optimizer_steps(config: Any, data: Prepared) -> int:
 def memory_mb(config: Any, size: Size) -> float:
     """The estimate of this file's head, in MB."""
     copies = 4 if isinstance(config, PPOConfig) and config.lora is None else 1
+    if isinstance(config, PreferenceConfig) and config.lora is None:
+        copies = 2
     roles = 2 if isinstance(config, PPOConfig) else 1
     tokens = config.max_length * (getattr(config, "micro_batch_size", None) or config.batch_size)
     per_token = 0 if isinstance(config, EvaluateConfig) else FLOATS_PER_ACTIVATION * size.width * size.layers

@@ -58,12 +58,16 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Two responses to one prompt, the first preferred. `margin` says by how much, where a person said so."""
+    """Two responses to one prompt, the first preferred.
+
+    `margin` says by how much, where a person said so; `objective` what was asked about, where it was one thing only.
+    """
 
     prompt: Prompt
     chosen: str
     rejected: str
     margin: float | None = None
+    objective: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ class Ranking:
 
     prompt: Prompt
     responses: tuple[str, ...]
+    objective: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,15 @@ class Verdict:
     prompt: Prompt
     response: str
     good: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedSteps:
+    """A response in steps, each judged good or bad (process supervision, Lightman et al. 2023, arXiv 2305.20050)."""
+
+    prompt: Prompt
+    steps: tuple[str, ...]
+    good: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)

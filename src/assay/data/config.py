@@ -91,6 +91,11 @@ class FileData(FileSource):
         default=None, description="a source of its own for the prompts that a policy answers"
     )
     text: FileSource | None = Field(default=None, description="raw documents for pretraining")
+    objectives: dict[str, str] = Field(
+        default={},
+        description="objective → glob of the sources whose comparisons asked about it, e.g. {harmless: harmless-*}; "
+        "rows may also say so themselves, in a column `objective`",
+    )
     clean: CleanConfig = Field(default=CleanConfig(), description="which rows to drop")
     balance_by: Literal["none", "source", "kind"] = Field(
         default="none", description="cut every source or kind to the size of the smallest"

@@ -10,7 +10,7 @@ from assay.data import readers
 from assay.data.readers import Reader
 
 Kind = Literal["text", "dialogue", "turns", "list", "any"]
-Gives = Literal["preferences", "rankings", "verdicts", "demonstrations", "prompts", "text"]
+Gives = Literal["preferences", "rankings", "steps", "verdicts", "demonstrations", "prompts", "text"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,13 @@ FORMATS: tuple[Format, ...] = (  # the most particular first: the first that fit
         "K responses to a prompt, best first, or with ranks (1 is best) or scores",
         {"prompt": TC, "responses": ("list", "text", "turns")},
         readers.ranking,
+    ),
+    Format(
+        "steps",
+        "steps",
+        "process supervision: a reply in steps (completions), and for each whether it is good (labels)",
+        {"prompt": TC, "completions": ("list", "text"), "labels": ("list",)},
+        readers.judged_steps,
     ),
     Format(
         "kto-messages",

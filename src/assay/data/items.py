@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from assay.data.records import Item
-from assay.types import Demonstration, Preference, Prompt, Ranking, Verdict
+from assay.types import Demonstration, JudgedSteps, Preference, Prompt, Ranking, Verdict
 
 
 def prompt_of(item: Item) -> Prompt | None:
@@ -28,6 +28,8 @@ def replies_of(item: Item) -> tuple[str, ...]:
             return (chosen, rejected)
         case Ranking(_, responses):
             return responses
+        case JudgedSteps(_, steps):
+            return ("\n".join(steps),)
 
 
 def texts_of(item: Item) -> tuple[str, ...]:
@@ -40,8 +42,9 @@ def texts_of(item: Item) -> tuple[str, ...]:
 def identity(item: Item) -> tuple[object, ...]:
     """Equal for items that say the same, whatever their source."""
     prompt = prompt_of(item)
-    good = item.good if isinstance(item, Verdict) else None
-    return (type(item).__name__, prompt.id if prompt else "", *replies_of(item), good)
+    judged = item.good if isinstance(item, Verdict | JudgedSteps) else None
+    asked = item.objective if isinstance(item, Preference | Ranking) else ""
+    return (type(item).__name__, prompt.id if prompt else "", *replies_of(item), judged, asked)
 
 
 def as_preferences(item: Item) -> list[Preference]:
@@ -49,7 +52,8 @@ def as_preferences(item: Item) -> list[Preference]:
     if isinstance(item, Preference):
         return [item]
     if isinstance(item, Ranking):
-        return [Preference(item.prompt, good, bad) for good, bad in itertools.combinations(item.responses, 2)]
+        pairs = itertools.combinations(item.responses, 2)
+        return [Preference(item.prompt, good, bad, objective=item.objective) for good, bad in pairs]
     return []
 
 
@@ -58,5 +62,7 @@ def as_demonstration(item: Item) -> Demonstration | None:
     if isinstance(item, Demonstration):
         return item
     if isinstance(item, str | Prompt) or (isinstance(item, Verdict) and not item.good):
+        return None
+    if isinstance(item, JudgedSteps) and not all(item.good):
         return None
     return Demonstration(item.prompt, replies_of(item)[0])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
 from typing import Any
 
 from assay.data.clean import balance, clean
@@ -13,10 +16,10 @@ from assay.data.config import FileData, FileSource
 from assay.data.items import as_demonstration, as_preferences, prompt_of
 from assay.data.load import Drops, Entry, read
 from assay.data.prepared import PURPOSES, Prepared, Splits
-from assay.data.records import to_record
+from assay.data.records import Item, to_record
 from assay.data.split import assign, contaminated, leakage, split
 from assay.errors import DataError
-from assay.types import Demonstration, Preference, Prompt, Verdict
+from assay.types import Demonstration, JudgedSteps, Preference, Ranking, Verdict
 
 __all__ = ["Prepared", "Splits", "prepare_files"]
 
@@ -35,13 +38,24 @@ def prepare_files(config: FileData, seed: int) -> Prepared:
         source: FileSource | None = getattr(config, purpose)
         return _cleaned(source, config, seed, drops, sources, purpose) if source else main
 
-    preferences = _unique(pair for entry in own("preferences") for pair in as_preferences(entry.item))
-    verdicts = _unique(entry.item for entry in own("preferences") if isinstance(entry.item, Verdict))
+    judged = _asked(own("preferences"), config.objectives)
+    preferences = _unique(pair for item in judged for pair in as_preferences(item))
+    rankings, verdicts, judged_steps = (
+        _unique(item for item in judged if isinstance(item, kind)) for kind in (Ranking, Verdict, JudgedSteps)
+    )
     demonstrations = _demonstrations(own("demonstrations")) or [Demonstration(p.prompt, p.chosen) for p in preferences]
-    asked = own("prompts") or [Entry(item, "") for item in (*demonstrations, *preferences, *verdicts)]
-    prompts = list({p.id: p for entry in asked if (p := prompt_of(entry.item)) is not None}.values())
+    posed = own("prompts") or [Entry(item, "") for item in (*demonstrations, *preferences, *verdicts, *judged_steps)]
+    prompts = list({p.id: p for entry in posed if (p := prompt_of(entry.item)) is not None}.values())
     text = [entry.item for entry in own("text") if isinstance(entry.item, str)]
-    return _split(config, seed, demonstrations, preferences, verdicts, prompts, text, drops, sources)
+    purposes = {
+        "demonstrations": demonstrations,
+        "preferences": preferences,
+        "rankings": rankings,
+        "steps": judged_steps,
+        "verdicts": verdicts,
+        "prompts": prompts,
+    }
+    return _split(config, seed, purposes, text, drops, sources)
 
 
 def _cleaned(
@@ -68,6 +82,25 @@ def _demonstrations(entries: Sequence[Entry]) -> list[Demonstration]:
     return shown or _unique(made for entry in entries if (made := as_demonstration(entry.item)))
 
 
+def _asked(entries: Sequence[Entry], objectives: Mapping[str, str]) -> list[Item]:
+    """The items, with what was asked about where their source says so; DataError for a pattern that fits none."""
+    sources = {prompt.source for entry in entries if (prompt := prompt_of(entry.item)) is not None}
+    for name, pattern in objectives.items():
+        if not any(fnmatch(source, pattern) for source in sources):
+            raise DataError(
+                f'data.objectives: no source of comparisons is like "{pattern}", so none asks about {name}',
+                hint=f"the sources are {', '.join(sorted(sources))}",
+            )
+
+    def asked(item: Item) -> Item:
+        if not isinstance(item, Preference | Ranking):
+            return item
+        found = (name for name, pattern in objectives.items() if fnmatch(item.prompt.source, pattern))
+        return replace(item, objective=next(found, item.objective))
+
+    return [asked(entry.item) for entry in entries]
+
+
 def _unique(items: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(items))
 
@@ -75,23 +108,15 @@ def _unique(items: Iterable[Any]) -> list[Any]:
 def _split(
     config: FileData,
     seed: int,
-    demonstrations: list[Demonstration],
-    preferences: list[Preference],
-    verdicts: list[Verdict],
-    prompts: list[Prompt],
+    purposes: Mapping[str, Sequence[Item]],
     text: list[str],
     drops: Drops,
     sources: dict[str, dict[str, Any]],
 ) -> Prepared:
-    items = (*demonstrations, *preferences, *verdicts, *prompts)
+    items = itertools.chain.from_iterable(purposes.values())
     every = list({p.id: p for item in items if (p := prompt_of(item)) is not None}.values())
     split_of = assign(every, validation=config.validation_split, test=config.test_split, seed=seed, by=config.split_by)
-    parts = {
-        "demonstrations": split(demonstrations, split_of),
-        "preferences": split(preferences, split_of),
-        "verdicts": split(verdicts, split_of),
-        "prompts": split(prompts, split_of),
-    }
+    parts: dict[str, Splits[Any]] = {name: split(items, split_of) for name, items in purposes.items()}
     whole = split(every, split_of)
     if config.decontaminate:
         dirty = contaminated(whole.train, [*whole.validation, *whole.test])

@@ -10,10 +10,10 @@ from typing import Any, Generic, TypeVar, cast
 
 from assay.data.records import from_record, read_jsonl, to_record, write_jsonl, write_whole
 from assay.errors import StorageError
-from assay.types import Demonstration, Preference, Prompt, Verdict
+from assay.types import Demonstration, JudgedSteps, Preference, Prompt, Ranking, Verdict
 
 T = TypeVar("T")
-PURPOSES = ("demonstrations", "preferences", "verdicts", "prompts")
+PURPOSES = ("demonstrations", "preferences", "rankings", "steps", "verdicts", "prompts")
 SPLITS = ("train", "validation", "test")
 
 
@@ -45,6 +45,9 @@ class Prepared:
     preferences: Splits[Preference] = field(default_factory=Splits[Preference])
     verdicts: Splits[Verdict] = field(default_factory=Splits[Verdict])
     prompts: Splits[Prompt] = field(default_factory=Splits[Prompt])
+    rankings: Splits[Ranking] = field(default_factory=Splits[Ranking])
+    """Whole; their pairs are among the preferences too, for those who want pairs."""
+    steps: Splits[JudgedSteps] = field(default_factory=Splits[JudgedSteps])
     text: list[str] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
 

@@ -11,7 +11,7 @@ from typing import Any
 from assay.data import dialogue
 from assay.data.dialogue import Unfit, optional_text, text_of
 from assay.data.records import Item
-from assay.types import Demonstration, Message, Preference, Prompt, Ranking, Verdict
+from assay.types import Demonstration, JudgedSteps, Message, Preference, Prompt, Ranking, Verdict
 
 Row = Mapping[str, Any]
 Reader = Callable[[Row], Sequence[Item]]
@@ -120,6 +120,14 @@ def messages_verdict(row: Row) -> list[Item]:
     return [Verdict(prompt, reply, _label(row))]
 
 
+def judged_steps(row: Row) -> list[Item]:
+    """A reply in steps with a label for each."""
+    steps, labels = _texts(row, "completions"), row.get("labels") or []
+    if len(labels) != len(steps):
+        raise Unfit("not one label for each step")
+    return [JudgedSteps(_prompt(row, "prompt"), tuple(steps), tuple(_truth(label, "labels") for label in labels))]
+
+
 def conversation(row: Row) -> list[Item]:
     """A whole dialogue (OpenAI messages or ShareGPT): its last reply is the demonstration."""
     return [Demonstration(*_conversation(row, dialogue.split_last))]
@@ -206,12 +214,16 @@ def _margin(row: Row) -> float | None:
 
 
 def _label(row: Row) -> bool:
-    word = str(row.get("label")).strip().lower()
+    return _truth(row.get("label"), "label")
+
+
+def _truth(value: object, column: str) -> bool:
+    word = str(value).strip().lower()
     if word in ("true", "1", "1.0"):
         return True
     if word in ("false", "0", "0.0", "-1"):
         return False
-    raise Unfit('"label" is neither true nor false')
+    raise Unfit(f'"{column}" is neither true nor false')
 
 
 def _nothing(reason: str) -> Any:

@@ -11,9 +11,10 @@ from assay.data.dialogue import Unfit, is_dialogue, is_missing
 from assay.data.formats import BY_NAME, FORMATS, Format, Kind
 from assay.data.records import Item
 from assay.errors import DataError
-from assay.types import Prompt
+from assay.types import Preference, Prompt, Ranking
 
 SOURCE_COLUMNS = ("source", "dataset", "data_source")
+OBJECTIVE_COLUMNS = ("objective",)
 KIND_COLUMNS = ("kind", "category", "type", "domain", "motivation_app")
 
 
@@ -67,15 +68,19 @@ def read_row(format: Format, row: Mapping[str, Any], file_source: str) -> list[I
         raise Unfit(f"not in the shape of format {format.name!r} ({type(error).__name__})") from error
     source = _tag(row, SOURCE_COLUMNS) or file_source
     kind = _tag(row, KIND_COLUMNS)
-    return [_tagged(item, source, kind) for item in items]
+    objective = _tag(row, OBJECTIVE_COLUMNS)
+    return [_tagged(item, source, kind, objective) for item in items]
 
 
-def _tagged(item: Item, source: str, kind: str) -> Item:
+def _tagged(item: Item, source: str, kind: str, objective: str) -> Item:
     if isinstance(item, str):
         return item
     if isinstance(item, Prompt):
         return replace(item, source=source, kind=kind)
-    return replace(item, prompt=replace(item.prompt, source=source, kind=kind))
+    prompt = replace(item.prompt, source=source, kind=kind)
+    if isinstance(item, Preference | Ranking):
+        return replace(item, prompt=prompt, objective=objective)
+    return replace(item, prompt=prompt)
 
 
 def _tag(row: Mapping[str, Any], columns: Sequence[str]) -> str:

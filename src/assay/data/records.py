@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from assay.errors import StorageError
-from assay.types import Demonstration, Message, Preference, Prompt, Ranking, Verdict
+from assay.types import Demonstration, JudgedSteps, Message, Preference, Prompt, Ranking, Verdict
 
-Item = Prompt | Demonstration | Preference | Ranking | Verdict | str
+Item = Prompt | Demonstration | Preference | Ranking | Verdict | JudgedSteps | str
 Record = dict[str, Any]
 
 
@@ -25,11 +25,14 @@ def to_record(item: Item) -> Record:
             return _prompt_record(item)
         case Demonstration(prompt, response):
             return _prompt_record(prompt) | {"completion": _reply(response)}
-        case Preference(prompt, chosen, rejected, margin):
+        case Preference(prompt, chosen, rejected, margin, objective):
             record = _prompt_record(prompt) | {"chosen": _reply(chosen), "rejected": _reply(rejected)}
-            return record if margin is None else record | {"margin": margin}
-        case Ranking(prompt, responses):
-            return _prompt_record(prompt) | {"responses": list(responses)}
+            record |= {} if margin is None else {"margin": margin}
+            return record | _objective(objective)
+        case Ranking(prompt, responses, objective):
+            return _prompt_record(prompt) | {"responses": list(responses)} | _objective(objective)
+        case JudgedSteps(prompt, steps, good):
+            return _prompt_record(prompt) | {"completions": list(steps), "labels": list(good)}
         case Verdict(prompt, response, good):
             return _prompt_record(prompt) | {"completion": _reply(response), "label": good}
 
@@ -41,9 +44,12 @@ def from_record(row: Mapping[str, Any]) -> Item:
     messages = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])
     prompt = Prompt(messages, row.get("source", ""), row.get("kind", ""))
     if "chosen" in row:
-        return Preference(prompt, _said(row["chosen"]), _said(row["rejected"]), row.get("margin"))
+        chosen, rejected = _said(row["chosen"]), _said(row["rejected"])
+        return Preference(prompt, chosen, rejected, row.get("margin"), row.get("objective", ""))
     if "responses" in row:
-        return Ranking(prompt, tuple(row["responses"]))
+        return Ranking(prompt, tuple(row["responses"]), row.get("objective", ""))
+    if "completions" in row:
+        return JudgedSteps(prompt, tuple(row["completions"]), tuple(row["labels"]))
     if "label" in row:
         return Verdict(prompt, _said(row["completion"]), row["label"])
     if "completion" in row:
@@ -89,6 +95,10 @@ def _prompt_record(prompt: Prompt) -> Record:
     if prompt.kind:
         record["kind"] = prompt.kind
     return record
+
+
+def _objective(name: str) -> Record:
+    return {"objective": name} if name else {}
 
 
 def _reply(text: str) -> list[Record]:

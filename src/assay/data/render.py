@@ -84,6 +84,25 @@ class Renderer:
         reply = reply[: self.max_length - len(asked)]
         return Row(asked + reply, len(asked))
 
+    def steps(self, prompt: Prompt, steps: Sequence[str]) -> tuple[Row, list[int]] | None:
+        """Prompt and steps, each on a line of its own, as one row without an end token, and where each step ends.
+
+        Steps are encoded apart: the ids of the first ones do not depend on what follows. Those that no longer fit
+        `max_length` are left out; None when nothing remains.
+        """
+        parts = [
+            self._text_ids(("\n" if number else self._opening) + step.strip()) for number, step in enumerate(steps)
+        ]
+        wanted = sum(map(len, parts))
+        ids = self.prompt(prompt, reserve=min(wanted, self.max_length - self.max_length // 4))
+        start, ends = len(ids), []
+        for part in parts:
+            if not part or len(ids) + len(part) > self.max_length:
+                break
+            ids = ids + part
+            ends.append(len(ids) - 1)
+        return (Row(ids, start), ends) if ends else None
+
     def text(self, response_ids: Sequence[int]) -> str:
         """What a person reads: up to the end token or a stop string, without specials, stripped."""
         ids = list(itertools.takewhile(lambda token: token not in self._ends, response_ids))

@@ -43,6 +43,15 @@ def init_reward_head(linear: nn.Linear, seed: int) -> None:
         linear.bias.zero_()
 
 
+@torch.no_grad()
+def resize_head(linear: nn.Linear, rows: int) -> None:
+    """Give the head that many scores, in place; their weights are zero until they are drawn or loaded."""
+    linear.out_features = rows
+    linear.weight = nn.Parameter(linear.weight.new_zeros(rows, linear.in_features))
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias.new_zeros(rows))
+
+
 def score_head(model: nn.Module) -> nn.Linear:
     """The last linear layer of a transformers sequence-classification model, which makes the score."""
     for name in ("score", "classifier", "classification_head"):

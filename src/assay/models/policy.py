@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from assay.algorithms.logprobs import token_logprobs
 from assay.data.pack import TokenBatch
+from assay.data.render import Renderer
 from assay.errors import ModelError
 from assay.models.backbone import (
     Backbone,
@@ -22,7 +23,7 @@ from assay.models.backbone import (
     load_tokenizer,
     saving,
 )
-from assay.models.config import LoraConfig
+from assay.models.config import LoraConfig, Template
 from assay.models.locate import locate
 
 
@@ -93,6 +94,10 @@ class Policy:
         """Weight [V, D] and bias [V] of the language-model head."""
         layer = self.model.get_output_embeddings()
         return layer.weight, getattr(layer, "bias", None)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def renderer(self, template: Template, max_length: int) -> Renderer:
+        """How dialogues become its tokens; no row is longer than the model has positions for."""
+        return Renderer(self.tokenizer, template=template, max_length=min(max_length, self.context))
 
     def logprobs(self, batch: TokenBatch, *, temperature: float = 1.0, entropy: bool = False) -> ResponseLogprobs:
         """log p of every label under softmax(logits / temperature), and the entropy there if asked for.

@@ -1,25 +1,31 @@
 """The reward model: text to one score. A causal trunk read at its last token, or an encoder with its own tokenizer.
 
-Its folder is a plain `AutoModelForSequenceClassification(num_labels=1)` and gives the same scores there.
+It may have several scores inside: objectives, members of an ensemble, steps of a response (`readout.py`). Its folder is
+a plain `AutoModelForSequenceClassification(num_labels=1)` and gives the same scores there, wherever a single head can:
+`reward_plain_is_exact` in its config.json says so where it cannot.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
+from assay import rng
+from assay.algorithms.process_loss import whole_response
 from assay.data.pack import TokenBatch, collate
 from assay.data.render import Renderer, Row
-from assay.errors import DataError
+from assay.data.steps import split_steps
+from assay.errors import DataError, ModelError
+from assay.models.attribution import attribute
 from assay.models.backbone import (
     Backbone,
     Tokenizer,
@@ -31,30 +37,20 @@ from assay.models.backbone import (
     saving,
 )
 from assay.models.config import LoraConfig, Template
-from assay.models.heads import init_reward_head, score_head
+from assay.models.heads import init_reward_head, resize_head, score_head
 from assay.models.locate import locate, weights_hash
 from assay.models.pairs import PairRenderer
+from assay.models.readout import Readout
+from assay.models.reward_folder import (
+    BASE,
+    HEADS,
+    Provenance,
+    adapter_folder,
+    adapter_name,
+    head_parameters,
+    read_config,
+)
 from assay.types import FinishReason, Prompt
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """What Assay adds to a reward model's config.json."""
-
-    template: Template
-    mean: float = 0.0
-    """Mean score of held-out responses."""
-    base: str = ""
-    """Hash of the weights that the adapter stands on; empty without an adapter."""
-
-    @classmethod
-    def read(cls, model: PreTrainedModel, default: Template) -> Provenance:
-        config = model.config
-        template: Template = getattr(config, "reward_template", default)
-        return cls(template, getattr(config, "reward_mean", 0.0), getattr(config, "reward_base", ""))
-
-    def write(self, model: PreTrainedModel) -> None:
-        model.config.update({"reward_template": self.template, "reward_mean": self.mean, "reward_base": self.base})
 
 
 class RewardModel:
@@ -75,11 +71,20 @@ class RewardModel:
         self.head = head
         self.tokenizer = tokenizer
         self.renderer = renderer
-        self.mean = provenance.mean
-        """Mean score of held-out responses; subtract it to centre a reward."""
+        self.readout = provenance.readout
         self.template: Template = provenance.template
         self.adapter = adapter
+        """The adapter, or the first member's."""
         self.source = source
+        if self.readout.steps and not self.causal:
+            raise ModelError(
+                "an encoder reads a response as a whole and cannot judge its steps", hint="give a causal language model"
+            )
+
+    @property
+    def mean(self) -> float:
+        """Mean score of held-out responses; subtract it to centre a reward."""
+        return self.readout.mean
 
     @property
     def pad_id(self) -> int:
@@ -101,17 +106,23 @@ class RewardModel:
         return row
 
     def score(self, batch: TokenBatch) -> Tensor:
-        """Scores [B], fp32. A causal model is read at the rightmost token that counts, on whichever side pads are."""
-        if not self.causal:
-            return self._score_pairs(batch)
-        hidden_BTD = self.backbone.hidden(batch, self.adapter)
-        rows, columns = (torch.arange(size, device=hidden_BTD.device) for size in batch.attention_mask.shape)
-        last_B = (batch.attention_mask * (columns + 1)).argmax(1)
-        hidden_BD = hidden_BTD[rows, last_B]
-        with torch.autocast(hidden_BD.device.type, enabled=False):
-            return nn.functional.linear(hidden_BD.float(), self.head.weight.float()).squeeze(1)
+        """Scores [B], fp32."""
+        return self.readout.read(self.scores(batch))
 
-    @torch.no_grad()
+    def scores(self, batch: TokenBatch) -> Tensor:
+        """Every member's score of every objective [B, M, O], fp32.
+
+        A causal model is read at the rightmost token that counts, on whichever side the pads are.
+        """
+        places = torch.arange(1, batch.attention_mask.shape[1] + 1, device=batch.attention_mask.device)
+        last_B = (batch.attention_mask * places).argmax(1)
+        columns = [self._scores_at(batch, last_B[:, None], name, rows)[:, 0] for name, rows in self._members()]
+        return torch.cat(columns, dim=1).view(len(last_B), self.readout.members, -1)
+
+    def score_steps(self, batch: TokenBatch, ends_BS: Tensor) -> Tensor:
+        """Log-odds [B, S], fp32, that the step which ends at each position is good."""
+        return self._scores_at(batch, ends_BS, self.adapter, slice(None)).squeeze(2)
+
     def score_texts(
         self,
         prompts: Sequence[Prompt],
@@ -121,28 +132,63 @@ class RewardModel:
         batch_size: int = 64,
     ) -> list[float]:
         """One score a response: the one path of evaluation, PPO and serving. An empty response is read as its end."""
-        ends: list[FinishReason] = list(finishes) if finishes is not None else ["stop" for _ in prompts]
-        rows = [self.row(*each) or self._empty(each[0]) for each in zip(prompts, responses, ends, strict=True)]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-        scores = [0.0] * len(rows)
-        for start in range(0, len(order), batch_size):
-            index = order[start : start + batch_size]
-            batch = collate([rows[i] for i in index], self.pad_id).to(self.backbone.device)
-            for i, score in zip(index, self.score(batch).tolist(), strict=True):
-                scores[i] = score
-        return scores
+        if self.readout.steps:
+            judged = self.judge(prompts, [split_steps(response) for response in responses], batch_size=batch_size)
+            logits_BS = torch.nn.utils.rnn.pad_sequence(judged, batch_first=True, padding_value=torch.nan)
+            return whole_response(logits_BS, ~logits_BS.isnan(), self.readout.steps).tolist()
+        return self.readout.read(self.member_scores(prompts, responses, finishes, batch_size=batch_size)).tolist()
 
     @torch.no_grad()
-    def calibrate(self, chosen: Sequence[float], rejected: Sequence[float]) -> float:
+    def member_scores(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        finishes: Sequence[FinishReason] | None = None,
+        *,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """[N, M, O] on the CPU: what `score_texts` makes one number of."""
+        ends: list[FinishReason] = list(finishes) if finishes is not None else ["stop" for _ in prompts]
+        rows = [self.row(*each) or self._empty(each[0]) for each in zip(prompts, responses, ends, strict=True)]
+        return torch.stack(self._in_batches(rows, batch_size, lambda batch, _: self.scores(batch).cpu()))
+
+    @torch.no_grad()
+    def judge(self, prompts: Sequence[Prompt], steps: Sequence[Sequence[str]], *, batch_size: int = 64) -> list[Tensor]:
+        """Log-odds that each step of each response is good, as far as they fit; for a process reward model only."""
+        rows: list[Row] = []
+        ends: list[list[int]] = []
+        for prompt, response in zip(prompts, steps, strict=True):
+            row, places = self.step_row(prompt, response) or (empty := self._empty(prompt), [len(empty.ids) - 1])
+            rows.append(row)
+            ends.append(places)
+
+        def logits(batch: TokenBatch, index: Sequence[int]) -> list[Tensor]:
+            scored = self.score_steps(batch, padded([ends[i] for i in index]).to(batch.input_ids.device)).cpu()
+            return [row[: len(ends[i])] for row, i in zip(scored, index, strict=True)]
+
+        return self._in_batches(rows, batch_size, logits)
+
+    def step_row(self, prompt: Prompt, steps: Sequence[str]) -> tuple[Row, list[int]] | None:
+        """The steps as one row and where each of them ends; None when nothing remains."""
+        assert isinstance(self.renderer, Renderer)
+        return self.renderer.steps(prompt, steps)
+
+    def attribute(self, prompt: Prompt, response: str) -> list[tuple[str, float]]:
+        """Which words the score comes from: (word, contribution), adding up to score − score of an empty response."""
+        return attribute(response, lambda texts: self.score_texts([prompt] * len(texts), texts))
+
+    @torch.no_grad()
+    def calibrate(self, chosen: Sequence[float], rejected: Sequence[float], *, column: int = 0) -> float:
         """Scale the head so that score differences are log-odds of preference; keep the mean score. Returns the gain.
 
-        `chosen` and `rejected` are this model's scores of held-out pairs. The gain is positive: no order changes.
+        Temperature scaling (Guo et al. 2017, arXiv 1706.04599, sec. 4.2): the gain is 1 / temperature. `chosen` and
+        `rejected` are this column's scores of held-out pairs. The gain is positive: no order changes.
         """
         gain = preference_gain(chosen, rejected)
-        self.head.weight.mul_(gain)
+        self.head.weight[column].mul_(gain)
         if self.head.bias is not None:
-            self.head.bias.mul_(gain)
-        self.mean = gain * float(np.mean([*chosen, *rejected]))
+            self.head.bias[column].mul_(gain)
+        self.readout = self.readout.calibrated(column, gain * float(np.mean([*chosen, *rejected])))
         return gain
 
     def parameters_trained(self) -> dict[str, Parameter]:
@@ -150,22 +196,72 @@ class RewardModel:
         return {name: p for name, p in self.backbone.model.named_parameters() if p.requires_grad}
 
     def save(self, folder: Path) -> None:
-        """A plain sequence-classification folder, adapter merged in; the tokenizer; adapter/ with adapter and head."""
+        """A plain sequence-classification folder, adapter merged in; the tokenizer; and what reward_folder.py names."""
         model, adapters = self.backbone.model, self.backbone.adapters
         base = weights_hash(self.source) if self.adapter else ""
-        Provenance(self.template, self.mean, base).write(model)
+        Provenance(self.template, base, self.readout).write(model)
+        head = self._plain_heads()
         with saving(folder):
-            model.save_pretrained(folder, state_dict=adapters.merged(self.adapter))
+            model.save_pretrained(folder, state_dict=adapters.merged(self.adapter) | head)
             self.tokenizer.save_pretrained(folder)
-            if self.adapter:
-                adapters.save(self.adapter, folder / "adapter", base=str(self.source), head=head_parameters(model))
+            for number, (name, _) in enumerate(self._members() if self.adapter else [], start=1):
+                assert name
+                own = self._plain_heads(number)
+                adapters.save(name, folder / adapter_folder(number), base=str(self.source), head=own)
+            if self.readout.adapters > 1:
+                model.save_pretrained(folder / BASE, state_dict=adapters.merged(None) | head)
+            if self.readout.columns > 1:
+                heads = {name: p.detach().cpu().clone() for name, p in self.head.named_parameters()}
+                save_file(heads, folder / HEADS, metadata={"format": "pt"})
 
-    def _score_pairs(self, batch: TokenBatch) -> Tensor:
+    @torch.no_grad()
+    def plain_head(self, parameter: Tensor, member: int = 1) -> Tensor:
+        """The weight [1, D] or bias [1] of the one score that a plain model has."""
+        return (self.readout.plain(member).to(parameter.device) @ parameter.float())[None]
+
+    def _plain_heads(self, member: int = 1) -> dict[str, Tensor]:
+        """Everything above the trunk as a plain model with one score has it."""
+        several = (self.head.weight, self.head.bias) if self.readout.columns > 1 else ()
+        return {
+            name: self.plain_head(p, member) if any(p is own for own in several) else p
+            for name, p in head_parameters(self.backbone.model).items()
+        }
+
+    def _members(self) -> list[tuple[str | None, slice]]:
+        """The passes through the trunk that a score needs: an adapter and the rows of the head that read it."""
+        size = len(self.readout.objectives)
+        if self.readout.adapters == 1:
+            return [(self.adapter, slice(None))]
+        names = [adapter_name(number) for number in range(1, self.readout.adapters + 1)]
+        return [(name, slice(m * size, (m + 1) * size)) for m, name in enumerate(names)]
+
+    def _scores_at(self, batch: TokenBatch, places_BS: Tensor, adapter: str | None, rows: slice) -> Tensor:
+        """Scores [B, S, rows], fp32, at positions [B, S]; an encoder has one position, its own."""
+        if not self.causal:
+            return self._score_pairs(batch, adapter)[:, None, rows]
+        hidden_BTD = self.backbone.hidden(batch, adapter)
+        hidden_BSD = hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device)[:, None], places_BS]
+        with torch.autocast(hidden_BTD.device.type, enabled=False):
+            return nn.functional.linear(hidden_BSD.float(), self.head.weight[rows].float())
+
+    def _score_pairs(self, batch: TokenBatch, adapter: str | None) -> Tensor:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask.long()}
         if getattr(self.backbone.model.config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = batch.loss_mask.long()
-        with self.backbone.adapters.use(self.adapter), self.backbone.autocast():
-            return self.backbone.model(**inputs).logits.float().squeeze(1)
+        with self.backbone.adapters.use(adapter), self.backbone.autocast():
+            return self.backbone.model(**inputs).logits.float()
+
+    def _in_batches(
+        self, rows: Sequence[Row], size: int, of: Callable[[TokenBatch, Sequence[int]], Iterable[Tensor]]
+    ) -> list[Tensor]:
+        """`of(batch, its row numbers)` for every row, in order, computed on batches of rows of similar length."""
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        found: dict[int, Tensor] = {}
+        for start in range(0, len(order), size):
+            index = order[start : start + size]
+            batch = collate([rows[i] for i in index], self.pad_id).to(self.backbone.device)
+            found |= zip(index, of(batch, index), strict=True)
+        return [found[i] for i in range(len(rows))]
 
     def _empty(self, prompt: Prompt) -> Row:
         """A response without any text."""
@@ -192,10 +288,10 @@ def preference_gain(chosen: Sequence[float], rejected: Sequence[float]) -> float
     return math.exp(minimize_scalar(cost, bounds=(-7, 7), method="bounded", options={"xatol": 1e-6}).x)
 
 
-def head_parameters(model: PreTrainedModel) -> dict[str, Parameter]:
-    """Everything above the trunk: the score layer, and an encoder's pooler where it lies outside the trunk."""
-    inside = f"{model.base_model_prefix}."
-    return {name: p for name, p in model.named_parameters() if not name.startswith(inside) and ".lora_" not in name}
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Positions [B, S]; shorter rows repeat their last one."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows])
 
 
 def load_reward_model(
@@ -203,6 +299,7 @@ def load_reward_model(
     *,
     lora: LoraConfig | None = None,
     head_seed: int | None = None,
+    readout: Readout | None = None,
     trainable: bool = True,
     template: Template = "chat",
     max_length: int = 512,
@@ -211,30 +308,48 @@ def load_reward_model(
 ) -> RewardModel:
     """A reward model from a causal language model, an encoder, or a finished reward model.
 
-    Where the folder has no head, one is drawn from `head_seed`; with None, a missing head is a `ModelError`.
-    A model that Assay trained keeps the template it was trained with.
+    Where the folder has no head for `readout`, one is drawn from `head_seed`; with None, a missing head is a
+    `ModelError`. A model that Assay trained keeps the template it was trained with, and its readout if none is given.
     """
     folder = locate(path)
     tokenizer = load_tokenizer(folder)
-    model, new_head = load_classifier(folder, device=device, trained=trainable and lora is None, seed=head_seed)
+    provenance = Provenance.read(read_config(folder), template)
+    stored, readout = provenance.readout, readout or provenance.readout
+    trunk = folder / BASE if stored.adapters > 1 else folder
+    model, new_head = load_classifier(trunk, device=device, trained=trainable and lora is None, seed=head_seed)
     fit_vocabulary(model, tokenizer)
     drop_dropout(model)
     head = score_head(model)
-    if new_head and head_seed is not None:
+    if readout.columns > 1:
+        resize_head(head, readout.columns)
+    if readout.columns > 1 and readout.columns == stored.columns:
+        head.load_state_dict(load_file(folder / HEADS))
+    elif (new_head or readout.columns > 1) and head_seed is not None:
         init_reward_head(head, head_seed)
-    provenance = Provenance.read(model, template)
     renderer = reward_renderer(model, tokenizer, provenance.template, max_length)
     backbone = Backbone(model, device=device, gradient_checkpointing=gradient_checkpointing)
-    adapter = None
-    if not trainable:
-        backbone.freeze()
-    elif lora:
-        adapter = "reward"
-        backbone.adapters.add(adapter, lora, seed=head_seed or 0, dropout=False)
+    members = range(1, readout.adapters + 1)
+    if stored.adapters > 1:
+        for number in members:
+            backbone.adapters.load(adapter_name(number), folder / adapter_folder(number))
+    elif lora and trainable:
+        for number in members:
+            seed = (head_seed or 0) if number == 1 else rng.derive(head_seed or 0, "member", number)
+            backbone.adapters.add(adapter_name(number), lora, seed=seed, dropout=False)
         for parameter in head_parameters(model).values():
             parameter.requires_grad_(True)
+    if not trainable:
+        backbone.freeze()
     model.train(gradient_checkpointing)  # transformers recomputes activations in training mode only
-    return RewardModel(backbone, head, tokenizer, renderer, provenance, adapter=adapter, source=folder)
+    return RewardModel(
+        backbone,
+        head,
+        tokenizer,
+        renderer,
+        Provenance(provenance.template, provenance.base, readout),
+        adapter=adapter_name(1) if backbone.adapters.names else None,
+        source=trunk,
+    )
 
 
 def reward_renderer(

@@ -62,13 +62,9 @@ class Evaluators:
         """Report of a reward model on held-out pairs."""
         margins = None
         if self.world is not None:
-            prompts = [pair.prompt for pair in pairs]
-            right, wrong = (
-                self.truth(prompts, [p.chosen for p in pairs]),
-                self.truth(prompts, [p.rejected for p in pairs]),
-            )
-            margins = [a - b for a, b in zip(right, wrong, strict=True)]
+            margins = [self._worth(pair, pair.chosen) - self._worth(pair, pair.rejected) for pair in pairs]
         annotators = self.data.report.get("annotators", {})
+        asked_about_one_thing = any(pair.objective for pair in pairs)  # agreement was measured all things considered
         return preference_report(
             chosen,
             rejected,
@@ -77,7 +73,7 @@ class Evaluators:
             baselines=self.baselines,
             truth_margins=margins,
             truth_unit=annotators.get("set", {}).get("noise", 1.0),
-            agreement=annotators.get("measured", {}).get("agreement"),
+            agreement=None if asked_about_one_thing else annotators.get("measured", {}).get("agreement"),
         )
 
     def policy(self, before: Sequence[Completion], after: Sequence[Completion]) -> dict[str, Any]:
@@ -157,6 +153,12 @@ class Evaluators:
             return self.truth(prompts, responses)
         assert self.judge is not None
         return self.judge(prompts, responses, [c.finish for c in completions])
+
+    def _worth(self, pair: Preference, response: str) -> float:
+        """True worth of a response in points, under the objective that its pair was asked about."""
+        assert self.world is not None
+        truth = self.world.truth(pair.prompt, response)
+        return truth.objectives[pair.objective] * sum(self.world.weights.values()) if pair.objective else truth.total
 
     def _harmful(self, completions: Sequence[Completion]) -> list[bool] | None:
         """Which requests should be refused; None where the data do not say."""

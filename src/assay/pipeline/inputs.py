@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -30,13 +31,12 @@ if TYPE_CHECKING:
 NEEDS = {
     "pretrain": ("text or demonstrations_train or preferences_train",),
     "sft": ("demonstrations_train",),
-    "reward": ("preferences_train", "preferences_validation", "preferences_test"),
     "ppo": ("prompts_train", "prompts_validation", "prompts_test"),
-    "bestof": ("prompts_test",),
+    "bestof": ("prompts_train", "prompts_validation", "prompts_test"),
     "distill": ("demonstrations_train or prompts_train", "prompts_test"),
     "evaluate": ("prompts_test",),
 }
-"""What a kind of stage cannot do without; of `preference`, `needs` knows."""
+"""What a kind of stage cannot do without; of `preference` and `reward`, `needs` knows."""
 
 
 def prepare(data: Config, seed: int) -> Prepared:
@@ -70,8 +70,7 @@ def check_counts(made: Mapping[str, Any], steps: Sequence[Step]) -> None:
         for step in steps
         if step.node is not None
         for need in needs(step.node.config)
-        if not any(made[count] for count in need.split(" or "))
-        and not (need == "preferences_train" and getattr(step.node.config, "trained", False))
+        if not any(made.get(count) for count in need.split(" or "))
     ]
     if lacking:
         hint = "name a source that has it, e.g. data.preferences.path=…; `assay data inspect` shows what a file has"
@@ -87,6 +86,11 @@ def check_counts(made: Mapping[str, Any], steps: Sequence[Step]) -> None:
 
 def needs(config: AnyStage) -> Sequence[str]:
     """What a stage with these settings cannot do without."""
+    if config.kind == "reward":
+        compared = [f"preferences_{name}" for name in config.objectives] or ["preferences"]
+        purposes = ["steps"] if config.steps else compared
+        splits = ("validation", "test") if config.trained else ("train", "validation", "test")
+        return [f"{purpose}_{split}" for purpose in purposes for split in splits]
     if config.kind != "preference":
         return NEEDS.get(config.kind, ())
     if config.rounds:
@@ -95,10 +99,16 @@ def needs(config: AnyStage) -> Sequence[str]:
 
 
 def counts(prepared: Prepared) -> dict[str, Any]:
-    """How many items each purpose has in each split."""
+    """How many items each purpose has in each split, and how many pairs were asked about each objective."""
     purposes = {name: getattr(prepared, name).counts() for name in PURPOSES}
     numbers = {f"{name}_{split}": n for name, splits in purposes.items() for split, n in splits.items()}
-    return {**numbers, "text": len(prepared.text)}
+    asked = Counter(
+        f"preferences_{pair.objective}_{split}"
+        for split, pairs in prepared.preferences.items()
+        for pair in pairs
+        if pair.objective
+    )
+    return {**numbers, **asked, "text": len(prepared.text)}
 
 
 def stage_inputs(

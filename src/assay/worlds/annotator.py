@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from assay.rng import python_rng
 from assay.types import Preference, Prompt
@@ -32,6 +32,11 @@ class Annotator:
     def utility(self, truth: Truth) -> float:
         """What this person makes of an answer; points."""
         return sum(self.weights[name] * score for name, score in truth.objectives.items())
+
+    def asked_about(self, objective: str) -> Annotator:
+        """The same person, looking at one thing alone, which then counts as much as all things together."""
+        weights = {name: sum(self.weights.values()) * (name == objective) for name in self.weights}
+        return replace(self, weights=weights)
 
     def chance(self, a: Truth, b: Truth, longer: int) -> float:
         """P(this person prefers a to b); `longer` is 1 if a is the longer answer, -1 if b is, 0 if neither."""

@@ -33,6 +33,11 @@ class WorldData(Config):
     world: Literal["frontdesk"] = Field(default="frontdesk", description="name of the world")
     demonstrations: int = Field(default=5000, ge=1, description="demonstrations for training")
     preferences: int = Field(default=15000, ge=1, description="labelled pairs for training")
+    objectives: tuple[str, ...] = Field(
+        default=(),
+        description="each pair is compared under one of these alone, drawn at random, e.g. [helpfulness, courtesy]; "
+        "all things considered if left out",
+    )
     verdicts: int = Field(default=0, ge=0, description="answers for training that are judged good or bad on their own")
     held_out: Share = Field(default=0.12, description="validation and test rows, each as a share of the training rows")
     quality: tuple[Share, Share] = Field(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
+from assay.config import did_you_mean
 from assay.data.prepared import Prepared, Splits
+from assay.errors import ConfigError
 from assay.rng import python_rng
 from assay.types import Demonstration, Preference, Prompt, Verdict
 from assay.worlds.annotator import Annotator, Pair, measure, panel
@@ -20,6 +23,9 @@ MEASURED = 2000  # rows behind each measured number of the report
 def prepare_world(config: WorldData, seed: int) -> Prepared:
     """Make all data of one run. The same config and seed give the same data; splits never share a prompt."""
     world = load_world(config.world)
+    for name in config.objectives:
+        if name not in world.weights:
+            raise ConfigError(f'data.objectives: people here know no "{name}"', hint=did_you_mean(name, world.weights))
     people = panel(world, config.annotator, seed)
     prompts = {split: world.prompts(split) for split in SPLITS}
 
@@ -56,7 +62,7 @@ def prepare_world(config: WorldData, seed: int) -> Prepared:
         },
         "truth": _worth(world, shown.train[:MEASURED]),
     }
-    return Prepared(shown, compared, judged, Splits(**prompts), text, report)
+    return Prepared(shown, compared, judged, Splits(**prompts), text=text, report=report)
 
 
 def _per_split(make: Callable[[Split], list[T]]) -> Splits[T]:
@@ -91,7 +97,12 @@ def _preference(
     world: World, people: Sequence[Annotator], prompt: Prompt, config: WorldData, key: tuple[int, str, int]
 ) -> Preference:
     rng = python_rng(key[0], "vote", *key[1:])
-    return rng.choice(people).prefer(world, *_pair(world, prompt, config, key), rng)
+    person = rng.choice(people)
+    if not config.objectives:
+        return person.prefer(world, *_pair(world, prompt, config, key), rng)
+    objective = python_rng(key[0], "objective", *key[1:]).choice(config.objectives)
+    pair = person.asked_about(objective).prefer(world, *_pair(world, prompt, config, key), rng)
+    return replace(pair, objective=objective)
 
 
 def _verdict(

@@ -1,0 +1,63 @@
+"""The training loop of reward models, whatever they learn from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from assay.models.roles import RewardModel
+from assay.stages import loop
+from assay.stages.config import RewardConfig
+from assay.stages.context import RunContext
+
+
+class Lesson(Protocol):
+    """Examples, by number, and what can be learned from some of them."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each example."""
+        ...
+
+    def loss(self, part: Sequence[int], step: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The share of a micro-batch (`part`) in loss and accuracy of its whole optimizer step (`step`)."""
+        ...
+
+
+def train(
+    model: RewardModel, lesson: Lesson, validate: Callable[[], dict[str, Any]], config: RewardConfig, ctx: RunContext
+) -> None:
+    """Minimise the lesson's loss, one optimizer step per batch of examples."""
+    plan = loop.plan(lesson.lengths, config.batch_size, config.epochs, ctx.seed)
+    optimizer = loop.Optimizer(model.parameters_trained(), config.optim, len(plan))
+    start, _ = loop.resume(ctx, optimizer)
+
+    with ctx.progress(len(plan), "reward") as progress:
+        for step in range(start, len(plan)):
+            began = time.perf_counter()
+            batch = plan[step]
+            loss, accuracy = torch.zeros((), device=ctx.device), torch.zeros((), device=ctx.device)
+            for part in loop.micro_batches(batch, config.micro_batch_size):
+                share, right = lesson.loss(part, batch)
+                share.backward()
+                loss += share.detach()
+                accuracy += right
+            moved = optimizer.update(step)
+
+            done = step + 1
+            metrics = {
+                "train/loss": loss.item(),
+                "train/accuracy": accuracy.item(),
+                "train/grad_norm": moved["grad_norm"],
+                "train/learning_rate": moved["learning_rate"],
+                "train/pairs_per_s": len(batch) / (time.perf_counter() - began),
+            }
+            if done % config.validate_every == 0 and done < len(plan):
+                metrics |= loop.numbers(validate(), prefix="eval/")
+            ctx.log(done, metrics)
+            progress.update(done, f"loss {metrics['train/loss']:.3f}, accuracy {metrics['train/accuracy']:.2f}")
+            loop.finish_step(ctx, optimizer, done, len(plan), config.checkpoint_every, {})

@@ -86,7 +86,7 @@ def link(model: str, stages: Sequence[AnyStage]) -> tuple[Graph, list[Fault]]:
             faults += [Fault(index, role, *problem) for problem in problems if problem]
             inputs |= {role: sources} if sources else {}
         nodes.append(Node(name, stage, inputs))
-        earlier[name] = stage.kind
+        earlier[name] = stage.kind if stage.leaves_model else f"{stage.kind} without a model"
     return tuple(nodes), faults
 
 

@@ -40,6 +40,8 @@ class StageInputs:
     """How dialogues become text: chat, plain or tags."""
     reward: str | None = None
     """Folder of the reward model."""
+    teacher: str | None = None
+    """Folder of the model that is imitated."""
     judge: str | None = None
     """Folder of the reward model that judges where no truth is known."""
     policies: Mapping[str, str] = field(default_factory=dict)

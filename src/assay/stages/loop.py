@@ -15,7 +15,6 @@ from assay import rng
 from assay.data.pack import batches
 from assay.errors import DataError, Interrupted, TrainingError
 from assay.stages.config import OptimConfig
-from assay.types import Prompt
 
 if TYPE_CHECKING:
     from assay.stages.context import RunContext
@@ -173,8 +172,8 @@ def restore(ctx: RunContext, optimizers: Mapping[str, Optimizer]) -> tuple[int, 
     return done, Best(**state["best"], weights=weights), state["state"]
 
 
-def pick(prompts: Sequence[Prompt], count: int, iteration: int, seed: int) -> list[Prompt]:
-    """The prompts of one iteration: shuffled passes over all of them, cut into batches."""
+def pick(prompts: Sequence[T], count: int, iteration: int, seed: int) -> list[T]:
+    """The prompts, or demonstrations, of one iteration: shuffled passes over all of them, cut into batches."""
     if not prompts:
         raise DataError("there are no training prompts", hint="give data.prompts a path, or lower the split shares")
     chosen = []
@@ -187,8 +186,8 @@ def pick(prompts: Sequence[Prompt], count: int, iteration: int, seed: int) -> li
     return chosen
 
 
-def numbers(report: Mapping[str, Any], *, prefix: str) -> dict[str, float]:
-    """The plain numbers of a report, renamed for the metrics log."""
+def numbers(report: Mapping[str, Any], *, prefix: str = "") -> dict[str, float]:
+    """The plain numbers of a report, renamed for the metrics log where a prefix is given."""
     return {f"{prefix}{key}": value for key, value in report.items() if isinstance(value, int | float)}
 
 

@@ -115,14 +115,19 @@ def test_too_few_samples_are_refused() -> None:
         bestof.expected_best_of_n(torch.zeros(2, 3), torch.zeros(2, 3), 4)
 
 
-@pytest.mark.parametrize("n", [1, 2, 4])
-def test_the_sampled_kl_is_nearly_right_on_average_where_the_bound_is_far_off(n: int) -> None:
-    """Over every sample of 5 answers that can be drawn, weighed by how likely it is."""
+@pytest.mark.parametrize("n", [2, 4])
+def test_the_sampled_kl_has_a_bias_that_shrinks_with_the_samples(n: int) -> None:
+    """Over every sample of K answers that can be drawn, weighed by how likely it is; here the bound is off by 13 %."""
     exact = oracle.kl(oracle.best_of_n(PROBS, SCORES, n), PROBS)
-    drawn, likely = map(torch.tensor, zip(*oracle.tuples(PROBS, 5), strict=True))
     probs, scores = tensors(PROBS, SCORES)
-    mean = (likely.double() * bestof.sampled_kl(scores[drawn], probs[drawn].log(), n)).sum().item()
-    assert abs(mean - exact) <= 0.15 * (bestof.kl_bound(n) - exact) + 1e-6
+
+    def bias(samples: int) -> float:
+        drawn, likely = map(torch.tensor, zip(*oracle.tuples(PROBS, samples), strict=True))
+        estimates = bestof.sampled_kl(scores[drawn], probs[drawn].log(), n)
+        return abs((likely.double() * estimates).sum().item() - exact)
+
+    assert bias(6) < 0.8 * bias(4) < 0.015
+    assert bias(6) < 0.5 * (bestof.kl_bound(n) - exact)
 
 
 def test_the_sampled_kl_converges_to_the_exact_one() -> None:

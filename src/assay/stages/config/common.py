@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -34,6 +35,11 @@ class StageConfig(Config):
     id: str | None = Field(default=None, description="name of the stage in this recipe; its kind when left out")
     seed: int | None = Field(default=None, description="seed of this stage; derived from the run's when left out")
 
+    @property
+    def leaves_model(self) -> bool:
+        """Whether a later stage can read what it made."""
+        return True
+
 
 class TrainingConfig(StageConfig):
     """What every stage that trains has."""
@@ -48,3 +54,11 @@ class TrainingConfig(StageConfig):
         default=False, description="recompute activations: less memory, a third more time"
     )
     checkpoint_every: PositiveInt = Field(default=50, description="optimizer steps between checkpoints")
+
+
+def fill_in(given: Any, field: str, presets: Mapping[str, Mapping[str, Any]], *, default: str) -> Any:
+    """Settings as given, with those that their preset chooses where nothing is set. For a `before` validator."""
+    if not isinstance(given, dict):
+        return given
+    preset = presets.get(given.get(field, default), {})
+    return {**preset, **given}

@@ -15,7 +15,9 @@ class EvaluateConfig(StageConfig):
     """Compare the policies of a recipe on held-out prompts."""
 
     kind: Literal["evaluate"] = "evaluate"
-    policies: Annotated[tuple[str, ...], StageRef("sft", "ppo", "preference", many=True)] = Field(
+    policies: Annotated[
+        tuple[str, ...], StageRef("sft", "ppo", "group", "preference", "bestof", "distill", many=True)
+    ] = Field(
         default=(),
         description="stages or models to compare, the baseline first; every policy of the recipe if left out",
     )

@@ -11,7 +11,7 @@ from assay.algorithms.advantages import gae, missing_eos_scores, shaped_rewards
 from assay.algorithms.kl import AdaptiveKL, k1, k2, k3
 from assay.algorithms.logprobs import token_entropy, token_logprobs
 from assay.algorithms.masked import whiten
-from assay.algorithms.policy_loss import ppo_policy_loss, ppo_value_loss
+from assay.algorithms.policy_loss import aggregation_weights, ppo_value_loss, surrogate_loss
 from assay.algorithms.preference_loss import bradley_terry, ranking_loss
 
 
@@ -80,12 +80,13 @@ def test_one_ppo_update_from_scores_to_losses() -> None:
 
     ratios = torch.tensor([[1.1, 1.5, 0.7], [0.5, 1.3, 1.0]])
     old = torch.full((2, 3), -2.0)
-    loss, metrics = ppo_policy_loss(old + ratios.log(), old, white, mask, clip_low=0.2, clip_high=0.2, total=5)
+    weights = aggregation_weights(mask, "token_mean", max_tokens=3)
+    loss, metrics = surrogate_loss(old + ratios.log(), old, white, mask, weights, clip_low=0.2, clip_high=0.2)
     # −A·ρ after the pessimistic clip, before 1/√0.446: −0.275, −0.9 (cut), −0.385, +0.8 (cut), +0.715; sum −0.045
     assert loss.item() == pytest.approx(-0.045 / 5 / math.sqrt(0.446), abs=1e-6)
-    assert metrics["clipfrac"].item() == pytest.approx(0.4)
-    # ρ − 1 − log ρ: 0.0046898, 0.0945349, 0.0566749, 0.1931472, 0.0376357; mean
-    assert metrics["approxkl"].item() == pytest.approx(0.3866826 / 5, abs=1e-6)
+    assert metrics["clipfrac"].item() == 2
+    # ρ − 1 − log ρ: 0.0046898, 0.0945349, 0.0566749, 0.1931472, 0.0376357; sum
+    assert metrics["approxkl"].item() == pytest.approx(0.3866826, abs=1e-6)
 
     moved = torch.tensor([[1.2, 1.5, 1.0], [-0.1, -0.4, math.nan]])
     loss, metrics = ppo_value_loss(moved, values, returns, mask, clip=0.25, total=5)

@@ -13,6 +13,40 @@ def clipped_surrogate(log_ratio: float, advantage: float, low: float, high: floa
     return max(-advantage * ratio, -advantage * min(max(ratio, 1 - low), 1 + high))
 
 
+def policy(
+    rows: Sequence[Sequence[tuple[float, ...]]],
+    kind: str,
+    level: str,
+    how: str,
+    low: float,
+    high: float,
+    bound: float,
+    drift: float,
+    longest: int,
+) -> float:
+    """Any policy loss of rows of (new, old, advantage), with the dual clip, one token after the other."""
+    total = 0.0
+    for row in rows:
+        gaps = [new - old for new, old, _ in row]
+        for (new, _, advantage), gap in zip(row, gaps, strict=True):
+            x = {"token": gap, "sequence": sum(gaps) / len(gaps), "trajectory": sum(gaps)}[level]
+            ratio = math.exp(x)
+            loss = {
+                "clip": max(-advantage * ratio, -advantage * min(max(ratio, 1 - low), 1 + high)),
+                "plain": -advantage * ratio,
+                "cispo": -min(max(ratio, 1 - low), 1 + high) * advantage * new,
+                "penalty": -advantage * ratio + drift * (ratio - 1 - x),
+            }[kind]
+            if advantage < 0:
+                loss = min(loss, -bound * advantage)
+            tokens = sum(len(other) for other in rows)
+            total += (
+                loss
+                / {"token_mean": tokens, "sequence_mean": len(rows) * len(row), "constant": len(rows) * longest}[how]
+            )
+    return total
+
+
 def clipped_value_loss(value: float, old_value: float, target: float, clip: float) -> float:
     """PPO's value loss of one token."""
     clipped = min(max(value, old_value - clip), old_value + clip)

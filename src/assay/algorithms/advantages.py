@@ -1,6 +1,9 @@
 """From the score of a response to an advantage for each of its tokens.
 
-scores, finished ─ missing_eos_scores or score_or_bootstrap ─ shaped_rewards ─ gae → advantages, returns
+    scores, finished ─ missing_eos_scores ─ shaped_rewards ─ gae → advantages, returns          with a critic
+    scores of G responses to one prompt ─ group_relative | leave_one_out → advantages           without one
+
+Rewards to go are `gae` with values of 0 and λ = 1.
 """
 
 from __future__ import annotations
@@ -31,19 +34,6 @@ def missing_eos_scores(scores_B: Tensor, finished_B: Tensor, *, rule: MissingEos
     return scores_B.where(finished_B, missing[rule])
 
 
-def score_or_bootstrap(scores_B: Tensor, next_values_B: Tensor, finished_B: Tensor) -> tuple[Tensor, Tensor]:
-    """What ends each episode: its score if it finished, the critic's estimate of the rest if it was cut off.
-
-        finished   (score, 0)
-        truncated  (0, V(state after the last token))
-
-    Never both: a truncated episode that were paid its score *and* bootstrapped would count its future twice.
-    Shapes: [B], [B], [B] → scores [B] for `shaped_rewards`, bootstrap [B] for `gae`.
-    Source: partial-episode bootstrapping, Pardo et al. 2018 (arXiv 1712.00378).
-    """
-    return zero_pads(scores_B, finished_B), zero_pads(next_values_B, ~finished_B)
-
-
 def shaped_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, *, coef: float) -> Tensor:
     """r_t = −β·kl_t, plus the score at the last counted token (the end token of a finished response).
 
@@ -67,20 +57,19 @@ def gae(
     *,
     gamma: float,
     lam: float,
-    bootstrap_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation.
 
         δ_t = r_t + γ·V_{t+1} − V_t        A_t = δ_t + γλ·A_{t+1}        R_t = A_t + V_t
 
     t+1 is the next *counted* token: an uncounted one (padding, or text that the policy did not write) takes no time
-    and hides no value. After the last one V is `bootstrap_B`, the value of the state that follows, or 0 if left out;
-    a row may bootstrap only if it was not paid its score (`score_or_bootstrap`).
-    Shapes: rewards, values and mask [B, T], bootstrap [B] → advantages, returns [B, T], 0 where not counted.
+    and hides no value. After the last one V is 0, for a truncated response too: it was paid its score there, and
+    paid a bootstrapped value as well, its future would count twice.
+    Shapes: rewards, values and mask [B, T] → advantages, returns [B, T], 0 where not counted.
     Both are constants of the update: no gradient flows through them.
     Source: Schulman et al. 2016 (arXiv 1506.02438), eq. 16.
     """
-    next_value_B = torch.zeros_like(values_BT[:, 0]) if bootstrap_B is None else bootstrap_B.to(values_BT.dtype)
+    next_value_B = torch.zeros_like(values_BT[:, 0])
     advantage_B = torch.zeros_like(next_value_B)
     advantages_BT = torch.zeros_like(values_BT)
     for t in reversed(range(values_BT.shape[1])):
@@ -101,3 +90,45 @@ def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -
     """
     error, spread = masked_var(returns_BT - values_BT, mask_BT), masked_var(returns_BT, mask_BT)
     return torch.where(spread > 0, 1 - error / spread, (error == 0).to(spread.dtype))
+
+
+def group_relative(scores_NG: Tensor, *, scale: bool, eps: float = 1e-6) -> Tensor:
+    """r − mean of the group, over its standard deviation if `scale`; 0 for a group whose scores are all equal.
+
+    The deviation is the population's (ddof 0). Without it the expected gradient is (G−1)/G of the true one; with it
+    the method climbs another objective, for a binary reward 2·arcsin√p (docs/proof.md).
+    Shapes: N prompts, G responses each: [N, G] → [N, G].
+    Source: GRPO, Shao et al. 2024 (arXiv 2402.03300), sec. 4.1.2; unscaled, Dr.GRPO (arXiv 2503.20783), eq. 4.
+    """
+    centred_NG = scores_NG - scores_NG.mean(dim=1, keepdim=True)
+    if not scale:
+        return centred_NG
+    std_N = scores_NG.std(dim=1, keepdim=True, correction=0)
+    return torch.where(std_N > eps, centred_NG / (std_N + eps), 0.0)
+
+
+def leave_one_out(scores_NG: Tensor) -> Tensor:
+    """r − mean of the *other* responses to the same prompt = G/(G−1)·(r − mean): exactly unbiased.
+
+    Shapes: [N, G] → [N, G], G ≥ 2. Source: RLOO, Kool et al. 2019; Ahmadian et al. 2024 (arXiv 2402.14740), eq. 8.
+    """
+    size = scores_NG.shape[1]
+    if size < 2:
+        raise ValueError("a group of one has no others to compare with")
+    return size / (size - 1) * group_relative(scores_NG, scale=False)
+
+
+def informative_groups(scores_NG: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """True for groups whose scores differ: the others teach a group-relative method nothing.
+
+    Shapes: [N, G] → [N] bool. Source: dynamic sampling, DAPO (arXiv 2503.14476), sec. 3.2.
+    """
+    return scores_NG.amax(dim=1) - scores_NG.amin(dim=1) > eps
+
+
+def overlong_penalty(lengths_B: Tensor, *, max_tokens: int, buffer: float) -> Tensor:
+    """0 up to max_tokens − buffer tokens, then falling in a line to −1 at max_tokens.
+
+    Shapes: [B] → [B]. Source: soft overlong punishment, DAPO (arXiv 2503.14476), eq. 13.
+    """
+    return ((max_tokens - buffer - lengths_B) / buffer).clamp(-1, 0)

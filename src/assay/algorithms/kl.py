@@ -50,6 +50,23 @@ def sequence_kl(kl_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return zero_pads(kl_BT, mask_BT).sum(dim=1)
 
 
+def token_k3(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """k3 of every counted token, 0 elsewhere: the KL loss of GRPO as it was published.
+
+    Shapes: [B, T] → [B, T]. Source: Shao et al. 2024 (arXiv 2402.03300), eq. 4.
+    """
+    return k3(zero_pads(logprobs_BT, mask_BT), zero_pads(ref_logprobs_BT, mask_BT))
+
+
+def sequence_k2(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """½·(Σ_t m_t·(log π_t − log q_t))², the KL loss whose gradient on sequences is that of KL(π‖q).
+
+    Token by token k2 and k3 are wrong as losses of sequences: they forget that a token decides what comes after it.
+    Shapes: [B, T] → [B]. Source: arXiv 2506.09477; Schulman, "Approximating KL divergence" (2020).
+    """
+    return 0.5 * sequence_kl(k1(logprobs_BT, ref_logprobs_BT), mask_BT).square()
+
+
 @dataclass(frozen=True, slots=True)
 class FixedKL:
     """A KL weight β that stays. `dataclasses.asdict` is its state as JSON; `FixedKL(**state)` restores it."""
@@ -90,3 +107,19 @@ class AdaptiveKL:
             raise ValueError(f"the KL per response is {kl}; the adaptive weight cannot follow it")
         error = min(max(kl / self.target - 1, -self.clip), self.clip)
         return dataclasses.replace(self, coef=self.coef * (1 + error * n / self.horizon))
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledKL:
+    """A KL weight β that goes from `coef` to `final` in equal steps, one for each of `steps` updates; then it stays."""
+
+    coef: float
+    final: float
+    steps: int
+
+    def update(self, kl: float, n: int) -> ScheduledKL:
+        """The weight after one more iteration, whatever was observed."""
+        if self.steps <= 0:
+            return self
+        moved = self.coef + (self.final - self.coef) / self.steps
+        return ScheduledKL(moved, self.final, self.steps - 1)

@@ -1,16 +1,24 @@
-"""The losses of proximal policy optimisation, per token, and their aggregation.
+"""Policy losses, per token, by composition: ratio level × surrogate × aggregation.
 
-The pieces compose: `log_ratio` → `clipped_surrogate` → `token_mean`. `ppo_policy_loss` and `ppo_value_loss` are the
-compositions that PPO uses, with metrics; all their means are shares of `total`, so that micro-batches add up.
+    log_ratio → token | sequence | trajectory level → surrogate → Σ weights·loss
+
+Every method of the policy-gradient family is a choice of each (docs/concepts.md lists them). Aggregation is a weight
+for each token, computed once over the rows of a whole optimizer step: its micro-batches then simply add up.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from assay.algorithms.kl import k3
 from assay.algorithms.masked import masked_mean, zero_pads
+
+RatioLevel = Literal["token", "sequence", "trajectory"]
+Surrogate = Literal["clip", "plain", "cispo", "penalty"]
+Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 
 MAX_LOG_RATIO = 20.0
 """e^20 ≈ 5e8: no sane update gets here, and beyond it float32 would soon overflow to inf and then NaN."""
@@ -39,6 +47,60 @@ def clipped_surrogate(log_ratio_BT: Tensor, advantages_BT: Tensor, *, clip_low: 
     return torch.maximum(-advantages_BT * ratio_BT, -advantages_BT * clipped_BT)
 
 
+def at_level(log_ratio_BT: Tensor, mask_BT: Tensor, level: RatioLevel) -> Tensor:
+    """The log-ratio that each token is weighted by.
+
+        token        log ρ_t                          PPO, GRPO
+        sequence     (1/|y|)·Σ_s log ρ_s              GSPO: the geometric mean, one number for all tokens of a row
+        trajectory   Σ_s log ρ_s                      RLOO: the likelihood ratio of the whole response
+
+    Shapes: [B, T] → [B, T], 0 where a token does not count. The gradient flows through every counted token of a row.
+    Source: GSPO, Zheng et al. 2025 (arXiv 2507.18071), eq. 7; RLOO, Ahmadian et al. 2024 (arXiv 2402.14740), sec. 3.
+    """
+    if level == "token":
+        return log_ratio_BT
+    summed_B = zero_pads(log_ratio_BT, mask_BT).sum(dim=1, keepdim=True)
+    lengths_B = mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
+    return zero_pads((summed_B / lengths_B if level == "sequence" else summed_B).expand_as(log_ratio_BT), mask_BT)
+
+
+def plain_surrogate(log_ratio_BT: Tensor, advantages_BT: Tensor) -> Tensor:
+    """−A_t·ρ_t: the policy gradient itself, importance-weighted; REINFORCE where ρ = 1.
+
+    Shapes: [B, T] → [B, T]. Source: Williams 1992; Kakade & Langford 2002.
+    """
+    return -advantages_BT * log_ratio_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def dual_clip(loss_BT: Tensor, advantages_BT: Tensor, *, bound: float) -> Tensor:
+    """A loss kept below −bound·A where A < 0: a bad token that became far likelier cannot dominate the step.
+
+    Shapes: [B, T] → [B, T]; bound > 1. Source: Ye et al. 2020 (arXiv 1912.09729), eq. 5.
+    """
+    return torch.where(advantages_BT < 0, torch.minimum(loss_BT, -bound * advantages_BT), loss_BT)
+
+
+def cispo_surrogate(
+    log_ratio_BT: Tensor, logprobs_BT: Tensor, advantages_BT: Tensor, *, clip_low: float, clip_high: float
+) -> Tensor:
+    """−sg(clip(ρ_t, 1 − clip_low, 1 + clip_high))·A_t·log π_t: the weight is clipped, no token loses its gradient.
+
+    Shapes: [B, T] → [B, T]. Source: MiniMax-M1 (arXiv 2506.13585), eq. 4–5.
+    """
+    ratio_BT = log_ratio_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return -ratio_BT.clamp(1 - clip_low, 1 + clip_high).detach() * advantages_BT * logprobs_BT
+
+
+def penalised_surrogate(log_ratio_BT: Tensor, advantages_BT: Tensor, *, drift_coef: float) -> Tensor:
+    """−A_t·ρ_t + drift_coef·KL(π_old‖π): the old policy holds the step back instead of a clip.
+
+    The KL is estimated by k3 of tokens that π_old sampled, whose gradient is exact on average.
+    Shapes: [B, T] → [B, T]. Source: Schulman et al. 2017 (arXiv 1707.06347), eq. 8.
+    """
+    drift_BT = log_ratio_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return plain_surrogate(log_ratio_BT, advantages_BT) + drift_coef * k3(torch.zeros_like(drift_BT), drift_BT)
+
+
 def token_mean(loss_BT: Tensor, mask_BT: Tensor, *, total: int | Tensor) -> Tensor:
     """Sum over counted tokens, divided by `total`.
 
@@ -49,33 +111,80 @@ def token_mean(loss_BT: Tensor, mask_BT: Tensor, *, total: int | Tensor) -> Tens
     return masked_mean(loss_BT, mask_BT, total=total)
 
 
-def ppo_policy_loss(
+def aggregation_weights(mask_BT: Tensor, how: Aggregation, *, max_tokens: int) -> Tensor:
+    """The weight of every token in the loss of one optimizer step, 0 where a token does not count.
+
+        token_mean      1 / Σ_i |y_i|          every token alike; a long response counts for more (DAPO, eq. 12)
+        sequence_mean   1 / (B·|y_i|)          every response alike; a token of a long one counts for less (GRPO)
+        constant        1 / (B·max_tokens)     neither: the gradient of Σ_t, up to a constant (Dr.GRPO)
+
+    B counts the rows that have a counted token. Call it on the whole step's rows, then slice: micro-batches add up.
+    Shapes: [B, T] → [B, T]. Source: Liu et al. 2025 (arXiv 2503.20783), sec. 3; DAPO (arXiv 2503.14476), sec. 3.3.
+    """
+    counted_BT = mask_BT.float()
+    lengths_B = counted_BT.sum(dim=1, keepdim=True)
+    rows = (lengths_B > 0).sum()
+    match how:
+        case "token_mean":
+            return counted_BT / lengths_B.sum()
+        case "sequence_mean":
+            return counted_BT / lengths_B.clamp(min=1) / rows
+        case "constant":
+            return counted_BT / (rows * max_tokens)
+
+
+def importance_weights(old_logprobs_BT: Tensor, sampled_logprobs_BT: Tensor, mask_BT: Tensor, *, cap: float) -> Tensor:
+    """min(π_old,t / π_sampler,t, cap), detached: what a sampler that differs from the trainer owes each token.
+
+    Shapes: [B, T] → [B, T], 1 where a token does not count. Multiply the aggregation weights by it.
+    Source: truncated importance sampling, Ionides 2008; for samplers apart from trainers, Yao et al. 2025.
+    """
+    return log_ratio(old_logprobs_BT, sampled_logprobs_BT, mask_BT).detach().exp().clamp(max=cap)
+
+
+def surrogate_loss(
     logprobs_BT: Tensor,
     old_logprobs_BT: Tensor,
     advantages_BT: Tensor,
     mask_BT: Tensor,
+    weights_BT: Tensor,
     *,
     clip_low: float,
     clip_high: float,
-    total: int | Tensor,
+    kind: Surrogate = "clip",
+    level: RatioLevel = "token",
+    bound: float | None = None,
+    drift_coef: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Token mean of the clipped surrogate, with what tells whether the step was too long.
+    """Σ weights·surrogate, with what tells whether the step was too long.
 
-    Shapes: [B, T] each → scalar. Metrics, as shares of `total`:
-        approxkl   k3 estimate of KL(π_old‖π), the KL that stops the inner epochs, nats per token
-        clipfrac   share of tokens whose gradient the clip has cut
-    Source: Schulman et al. 2017 (arXiv 1707.06347), eq. 7.
+    Shapes: [B, T] each → scalar. `weights_BT` from `aggregation_weights`; `bound` adds the dual clip.
+    Metrics, summed over counted tokens (divide by their number):
+        approxkl   k3 estimate of KL(π_old‖π), the KL that stops the inner epochs, nats
+        clipfrac   tokens whose gradient, or whose weight, the clip has cut
     """
-    log_ratio_BT = log_ratio(logprobs_BT, old_logprobs_BT, mask_BT)
-    loss_BT = clipped_surrogate(log_ratio_BT, advantages_BT, clip_low=clip_low, clip_high=clip_high)
+    tokens_BT = log_ratio(logprobs_BT, old_logprobs_BT, mask_BT)
+    ratio_BT = at_level(tokens_BT, mask_BT, level)
+    match kind:
+        case "clip":
+            loss_BT = clipped_surrogate(ratio_BT, advantages_BT, clip_low=clip_low, clip_high=clip_high)
+        case "plain":
+            loss_BT = plain_surrogate(ratio_BT, advantages_BT)
+        case "cispo":
+            logprobs_BT = zero_pads(logprobs_BT, mask_BT)
+            loss_BT = cispo_surrogate(ratio_BT, logprobs_BT, advantages_BT, clip_low=clip_low, clip_high=clip_high)
+        case "penalty":
+            loss_BT = penalised_surrogate(ratio_BT, advantages_BT, drift_coef=drift_coef)
+    if bound is not None:
+        loss_BT = dual_clip(loss_BT, advantages_BT, bound=bound)
     with torch.no_grad():
-        drift_BT = log_ratio_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        cut_BT = clip_binds(log_ratio_BT, advantages_BT, clip_low=clip_low, clip_high=clip_high)
+        drift_BT = tokens_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        cut_BT = clip_binds(ratio_BT, advantages_BT, clip_low=clip_low, clip_high=clip_high) & mask_BT
         metrics = {
-            "approxkl": token_mean(k3(torch.zeros_like(drift_BT), drift_BT), mask_BT, total=total),
-            "clipfrac": token_mean(cut_BT.to(loss_BT.dtype), mask_BT, total=total),
+            "approxkl": zero_pads(k3(torch.zeros_like(drift_BT), drift_BT), mask_BT).sum(),
+            "clipfrac": cut_BT.to(loss_BT.dtype).sum() * (kind in ("clip", "cispo")),
         }
-    return token_mean(loss_BT, mask_BT, total=total), metrics
+    return (weights_BT * zero_pads(loss_BT, mask_BT)).sum(), metrics
 
 
 def clip_binds(log_ratio_BT: Tensor, advantages_BT: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
@@ -139,10 +248,10 @@ def ppo_value_loss(
     return token_mean(loss_BT, mask_BT, total=total), metrics
 
 
-def entropy_loss(entropy_BT: Tensor, mask_BT: Tensor, *, total: int | Tensor) -> Tensor:
-    """−(token mean of the policy's entropy), nats per token: *add* coef × this to the loss and entropy is rewarded.
+def entropy_loss(entropy_BT: Tensor, mask_BT: Tensor, weights_BT: Tensor) -> Tensor:
+    """−Σ weights·entropy, nats: *add* coef × this to the loss and entropy is rewarded.
 
-    Shapes: [B, T] (from `token_logprobs(..., with_entropy=True)`), [B, T] → scalar.
+    Shapes: [B, T] (entropies from `token_logprobs(..., with_entropy=True)`) → scalar.
     Source: Mnih et al. 2016 (arXiv 1602.01783), sec. 4; Schulman et al. 2017 (arXiv 1707.06347), eq. 9.
     """
-    return token_mean(-entropy_BT, mask_BT, total=total)
+    return -(weights_BT * zero_pads(entropy_BT, mask_BT)).sum()

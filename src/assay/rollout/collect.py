@@ -11,6 +11,7 @@ from torch import Tensor
 
 from assay import rng
 from assay.algorithms.kl import k1, sequence_kl
+from assay.data.ngrams import repetition
 from assay.data.pack import TokenBatch, collate
 from assay.data.render import Row
 from assay.types import Completion, FinishReason, Prompt
@@ -91,12 +92,7 @@ class Rollouts:
 
     def repetition(self, n: int = 4) -> float:
         """Share of a response's token n-grams that occurred in it before, averaged over the responses."""
-        shares = []
-        for row in self.rows:
-            ids = row.ids[row.prompt_length :]
-            runs = list(zip(*(ids[i:] for i in range(n)), strict=False))
-            shares.append(1 - len(set(runs)) / len(runs) if runs else 0.0)
-        return sum(shares) / len(shares)
+        return sum(repetition(row.ids[row.prompt_length :], n) for row in self.rows) / len(self.rows)
 
 
 def joined(parts: Sequence[Rollouts]) -> Rollouts:

@@ -15,8 +15,11 @@ from assay.algorithms.advantages import (
     MissingEosRule,
     explained_variance,
     gae,
+    group_relative,
+    informative_groups,
+    leave_one_out,
     missing_eos_scores,
-    score_or_bootstrap,
+    overlong_penalty,
     shaped_rewards,
 )
 
@@ -24,20 +27,12 @@ UNIT = st.floats(0, 1)
 
 
 @quick
-@given(batch=batches(fields=3), gamma=UNIT, lam=UNIT, bootstraps=st.booleans())
-def test_gae_is_the_sum_over_later_counted_tokens(batch: Batch, gamma: float, lam: float, bootstraps: bool) -> None:
-    ends = [row[-1] if bootstraps else 0.0 for row in batch.rows(2)]
-    advantages, returns = gae(
-        batch.field(0),
-        batch.field(1),
-        batch.mask_BT,
-        gamma=gamma,
-        lam=lam,
-        bootstrap_B=torch.tensor(ends, dtype=torch.float64) if bootstraps else None,
-    )
+@given(batch=batches(fields=2), gamma=UNIT, lam=UNIT)
+def test_gae_is_the_sum_over_later_counted_tokens(batch: Batch, gamma: float, lam: float) -> None:
+    advantages, returns = gae(batch.field(0), batch.field(1), batch.mask_BT, gamma=gamma, lam=lam)
     expected = [
-        episodes.advantages(rewards, values, gamma, lam, end)
-        for rewards, values, end in zip(batch.rows(0), batch.rows(1), ends, strict=True)
+        episodes.advantages(rewards, values, gamma, lam)
+        for rewards, values in zip(batch.rows(0), batch.rows(1), strict=True)
     ]
     same(advantages, scattered(expected, batch.mask_BT))
     same(returns, scattered(expected, batch.mask_BT) + scattered(batch.rows(1), batch.mask_BT))
@@ -46,11 +41,10 @@ def test_gae_is_the_sum_over_later_counted_tokens(batch: Batch, gamma: float, la
 @quick
 @given(batch=batches(fields=2), gamma=UNIT, lam=UNIT)
 def test_returns_are_the_mixture_of_all_n_step_returns(batch: Batch, gamma: float, lam: float) -> None:
-    end = torch.linspace(-1, 1, len(batch.tokens), dtype=torch.float64)
-    _, returns = gae(batch.field(0), batch.field(1), batch.mask_BT, gamma=gamma, lam=lam, bootstrap_B=end)
+    _, returns = gae(batch.field(0), batch.field(1), batch.mask_BT, gamma=gamma, lam=lam)
     expected = [
-        episodes.lambda_returns(rewards, values, gamma, lam, last)
-        for rewards, values, last in zip(batch.rows(0), batch.rows(1), end.tolist(), strict=True)
+        episodes.lambda_returns(rewards, values, gamma, lam)
+        for rewards, values in zip(batch.rows(0), batch.rows(1), strict=True)
     ]
     same(returns, scattered(expected, batch.mask_BT))
 
@@ -122,17 +116,12 @@ def test_an_unknown_missing_eos_rule_is_refused_by_name() -> None:
         missing_eos_scores(torch.zeros(1), torch.ones(1, dtype=torch.bool), rule="drop", penalty=1.0)  # type: ignore[arg-type]
 
 
-def test_each_episode_ends_in_its_score_or_in_the_critic_never_in_both() -> None:
-    scores, next_values = torch.tensor([5.0, 7.0]), torch.tensor([0.9, 0.4])
-    finished = torch.tensor([True, False])
-    paid, bootstrap = score_or_bootstrap(scores, next_values, finished)
-    assert paid.tolist() == [5.0, 0.0]
-    same(bootstrap, [0.0, 0.4], 1e-6)
-
-    mask = torch.ones(2, 2, dtype=torch.bool)
-    rewards = shaped_rewards(paid, torch.zeros(2, 2), mask, coef=0.0)
-    _, returns = gae(rewards, torch.zeros(2, 2), mask, gamma=0.5, lam=1.0, bootstrap_B=bootstrap)
-    same(returns, [[2.5, 5.0], [0.1, 0.2]], 1e-6)  # γ·5, 5 for the finished one; γ²·V, γ·V for the truncated one
+def test_a_truncated_episode_is_paid_its_score_and_nothing_is_bootstrapped_on_top() -> None:
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    rewards = shaped_rewards(torch.tensor([5.0, 7.0]), torch.zeros(2, 3), mask, coef=0.0)
+    values = torch.full((2, 3), 0.4)
+    _, returns = gae(rewards, values, mask, gamma=0.5, lam=1.0)
+    same(returns, [[2.5, 5.0, 0.0], [1.75, 3.5, 7.0]], 1e-6)  # no V after the last token, whoever cut it
 
 
 @quick
@@ -163,3 +152,33 @@ def test_explained_variance_of_perfect_constant_and_harmful_critics(
         torch.tensor([[*values, 99.0]]), torch.tensor([[*returns, -5.0]]), torch.tensor([[True, True, True, False]])
     )
     same(measured, expected, 1e-6)
+
+
+GROUPS = st.lists(st.lists(st.floats(-3, 3), min_size=4, max_size=4), min_size=1, max_size=3)
+
+
+@quick
+@given(groups=GROUPS)
+def test_group_baselines_match_their_definitions(groups: list[list[float]]) -> None:
+    scores = torch.tensor(groups, dtype=torch.float64)
+    same(group_relative(scores, scale=False), [episodes.minus_mean(group) for group in groups])
+    same(leave_one_out(scores), [episodes.minus_mean_of_the_others(group) for group in groups])
+    same(group_relative(scores, scale=True), [episodes.standard_scores(group, 1e-6) for group in groups], 1e-6)
+
+
+def test_a_group_whose_scores_are_all_equal_teaches_nothing() -> None:
+    scores = torch.tensor([[0.1, 0.1, 0.1], [0.0, 1.0, 2.0]])
+    scaled = group_relative(scores, scale=True)
+    assert scaled[0].tolist() == [0.0, 0.0, 0.0]
+    same(scaled[1], [-math.sqrt(1.5), 0.0, math.sqrt(1.5)], 1e-5)  # population deviation √(2/3)
+    assert informative_groups(scores).tolist() == [False, True]
+
+
+def test_a_group_of_one_has_no_others() -> None:
+    with pytest.raises(ValueError, match="group of one"):
+        leave_one_out(torch.zeros(3, 1))
+
+
+def test_the_overlong_penalty_starts_at_the_buffer_and_ends_at_minus_one() -> None:
+    lengths = torch.tensor([1, 30, 35, 40])
+    same(overlong_penalty(lengths, max_tokens=40, buffer=10), [0.0, 0.0, -0.5, -1.0], 1e-6)

@@ -16,14 +16,19 @@ from torch import Tensor
 
 from assay.algorithms.policy_loss import (
     MAX_LOG_RATIO,
+    Aggregation,
+    RatioLevel,
+    Surrogate,
+    aggregation_weights,
     clip_binds,
     clipped_surrogate,
     clipped_value_loss,
     entropy_loss,
+    importance_weights,
     log_ratio,
-    ppo_policy_loss,
     ppo_value_loss,
     ratio_error,
+    surrogate_loss,
     token_mean,
 )
 
@@ -35,7 +40,9 @@ Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 
 def policy(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, total: int) -> tuple[Tensor, dict[str, Tensor]]:
-    return ppo_policy_loss(new, old, advantages, mask, clip_low=LOW, clip_high=HIGH, total=total)
+    weights = mask.double() / total
+    loss, sums = surrogate_loss(new, old, advantages, mask, weights, clip_low=LOW, clip_high=HIGH)
+    return loss, {key: value / total for key, value in sums.items()}
 
 
 def value(new: Tensor, old: Tensor, returns: Tensor, mask: Tensor, total: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -43,7 +50,7 @@ def value(new: Tensor, old: Tensor, returns: Tensor, mask: Tensor, total: int) -
 
 
 def entropy(new: Tensor, old: Tensor, returns: Tensor, mask: Tensor, total: int) -> tuple[Tensor, dict[str, Tensor]]:
-    return entropy_loss(new, mask, total=total), {}
+    return entropy_loss(new, mask, mask.double() / total), {}
 
 
 every_loss = pytest.mark.parametrize("loss", [policy, value, entropy])
@@ -238,7 +245,7 @@ def test_following_the_entropy_loss_downhill_raises_the_entropy() -> None:
         return -(logits.softmax(0) * logits.log_softmax(0)).sum()[None, None]
 
     before = entropies().item()
-    entropy_loss(entropies(), torch.tensor([[True]]), total=1).backward()
+    entropy_loss(entropies(), torch.tensor([[True]]), torch.ones(1, 1)).backward()
     with torch.no_grad():
         assert logits.grad is not None
         logits -= 0.1 * logits.grad
@@ -258,3 +265,78 @@ def test_metrics_carry_no_gradient() -> None:
     for loss in (policy, value):
         _, metrics = loss(x, torch.ones(1, 3), torch.ones(1, 3), torch.tensor(EVERY), 3)
         assert not any(metric.requires_grad for metric in metrics.values())
+
+
+@quick
+@given(batch=batches(fields=3), level=st.sampled_from(["token", "sequence", "trajectory"]))
+@pytest.mark.parametrize("kind", ["clip", "plain", "cispo", "penalty"])
+def test_every_surrogate_at_every_level_matches_the_definition(
+    kind: Surrogate, batch: Batch, level: RatioLevel
+) -> None:
+    for how in ("token_mean", "sequence_mean", "constant"):
+        weights = aggregation_weights(batch.mask_BT, how, max_tokens=7).double()
+        loss, _ = surrogate_loss(
+            *(batch.field(i) for i in range(3)),
+            batch.mask_BT,
+            weights,
+            clip_low=LOW,
+            clip_high=HIGH,
+            kind=kind,
+            level=level,
+            bound=1.5,
+            drift_coef=0.3,
+        )
+        expected = losses.policy(batch.tokens, kind, level, how, LOW, HIGH, 1.5, 0.3, 7)
+        same(loss, expected, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("how", "table"),
+    [
+        ("token_mean", [[1 / 10] + [0] * 8, [1 / 10] * 9, [0] * 9]),
+        ("sequence_mean", [[1 / 2] + [0] * 8, [1 / 18] * 9, [0] * 9]),
+        ("constant", [[1 / 24] + [0] * 8, [1 / 24] * 9, [0] * 9]),
+    ],
+)
+def test_what_a_token_weighs_in_responses_of_1_and_9_tokens_and_one_that_was_dropped(
+    how: Aggregation, table: list[list[float]]
+) -> None:
+    mask = torch.tensor([[True] + [False] * 8, [True] * 9, [False] * 9])
+    same(aggregation_weights(mask, how, max_tokens=12), table, 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["clip", "plain", "cispo", "penalty"])
+@pytest.mark.parametrize("level", ["token", "sequence", "trajectory"])
+def test_at_a_ratio_of_one_every_surrogate_has_the_policy_gradient(kind: Surrogate, level: RatioLevel) -> None:
+    """−A·Σ_t ∇log π_t per response, by whichever aggregation goes with the level of the ratio."""
+    new = torch.randn(2, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[True] * 4, [True] * 2 + [False] * 2])
+    advantages = torch.tensor([[2.0], [-3.0]], dtype=torch.float64).expand(2, 4)
+    if level == "token" or kind == "cispo":  # CISPO's gradient goes through each token's own log-probability
+        weights, scale = aggregation_weights(mask, "constant", max_tokens=1), 0.5
+    else:
+        weights, scale = aggregation_weights(mask, "sequence_mean", max_tokens=1), 0.5
+    loss, _ = surrogate_loss(
+        new, new.detach(), advantages, mask, weights, clip_low=LOW, clip_high=HIGH, kind=kind, level=level
+    )
+    (gradient,) = torch.autograd.grad(loss, new)
+    lengths = mask.sum(1, keepdim=True) if level == "sequence" and kind != "cispo" else 1
+    same(gradient, -scale * advantages * mask / lengths, 1e-6)
+
+
+def test_the_dual_clip_bounds_the_loss_of_a_bad_token_that_became_likely() -> None:
+    ratios = torch.tensor([[1.5, 10.0]], dtype=torch.float64).log().requires_grad_()
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    loss, _ = surrogate_loss(
+        ratios, torch.zeros(1, 2), -torch.ones(1, 2), mask, mask.double(), clip_low=0.2, clip_high=0.2, bound=3.0
+    )
+    same(loss.detach(), 1.5 + 3.0)
+    same(torch.autograd.grad(loss, ratios)[0], [[1.5, 0.0]])
+
+
+def test_truncated_importance_weights_are_ratios_up_to_the_cap_without_gradient() -> None:
+    old = torch.tensor([[-1.0, -1.0, math.nan]], requires_grad=True)
+    sampled = torch.tensor([[-1.5, -3.0, math.nan]])
+    weights = importance_weights(old, sampled, torch.tensor([[True, True, False]]), cap=2.0)
+    same(weights, [[math.exp(0.5), 2.0, 1.0]], 1e-6)
+    assert not weights.requires_grad

@@ -6,17 +6,24 @@ from typing import Annotated
 
 from pydantic import Field
 
+from assay.stages.config.bestof import BestOfConfig
 from assay.stages.config.common import OptimConfig, StageConfig, TrainingConfig
+from assay.stages.config.distill import DistillConfig
 from assay.stages.config.evaluate import EvaluateConfig
-from assay.stages.config.policy import PPOConfig
+from assay.stages.config.policy import GroupConfig, PPOConfig
+from assay.stages.config.preference import PreferenceConfig
 from assay.stages.config.reward import RewardConfig
 from assay.stages.config.supervised import PretrainConfig, SFTConfig
 
 __all__ = [
     "AnyStage",
+    "BestOfConfig",
+    "DistillConfig",
     "EvaluateConfig",
+    "GroupConfig",
     "OptimConfig",
     "PPOConfig",
+    "PreferenceConfig",
     "PretrainConfig",
     "RewardConfig",
     "SFTConfig",
@@ -25,6 +32,15 @@ __all__ = [
 ]
 
 AnyStage = Annotated[
-    PretrainConfig | SFTConfig | RewardConfig | PPOConfig | EvaluateConfig, Field(discriminator="kind")
+    PretrainConfig
+    | SFTConfig
+    | RewardConfig
+    | PPOConfig
+    | GroupConfig
+    | PreferenceConfig
+    | BestOfConfig
+    | DistillConfig
+    | EvaluateConfig,
+    Field(discriminator="kind"),
 ]
 """One stage of a recipe, told apart by `kind`."""

@@ -1,0 +1,284 @@
+"""Around the updates of a policy that learns from its own samples: what PPO and the group methods share.
+
+for iteration in online.iterations():
+    rollouts = online.sample(online.prompts(iteration), "episodes", iteration)
+    …the method: advantages, updates…
+    online.finish(iteration, rollouts, measured)
+return online.report()
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay import rng
+from assay.algorithms import masked, policy_loss
+from assay.algorithms.advantages import missing_eos_scores
+from assay.algorithms.kl import AdaptiveKL, FixedKL, ScheduledKL, k1, sequence_k2, sequence_kl, token_k3
+from assay.errors import Interrupted
+from assay.models.roles import Policy, SamplingRoles
+from assay.rewards.learned import LearnedReward
+from assay.rollout import collect
+from assay.rollout.collect import Experience, Rollouts
+from assay.rollout.engine import Engine
+from assay.stages import compared, loop
+from assay.stages.config.policy import SamplingStageConfig
+from assay.stages.context import Progress, RunContext, StageInputs
+from assay.types import Prompt
+
+
+@dataclass
+class State:
+    """What a checkpoint keeps besides weights and optimizer moments."""
+
+    kl_coef: float
+    reward_mean: float | None = None
+    """Mean and deviation of the SFT policy's own scores: training sees (score - mean) / deviation."""
+    reward_std: float = 1.0
+    seconds: float = 0.0
+    episodes: int = 0
+    entropy_before: float = 0.0
+    value_loss_first: float = 0.0
+    first_ratio_error: float | None = None
+    """Before any policy update there is none."""
+    sampler_error: float = 0.0
+    kl_z_min: float = 0.0
+
+    def remember(self, measured: Mapping[str, float], episodes: int) -> None:
+        """Take note of one iteration."""
+        if self.episodes == 0:
+            self.entropy_before = measured["objective/entropy"]
+            self.value_loss_first = measured.get("val/loss_first", 0.0)
+        self.episodes += episodes
+        self.seconds += episodes / measured["train/episodes_per_s"]
+        if "policy/ratio_first_error" in measured:
+            self.first_ratio_error = max(self.first_ratio_error or 0.0, measured["policy/ratio_first_error"])
+        self.sampler_error = max(self.sampler_error, measured["val/sampler_error"])
+        self.kl_z_min = min(self.kl_z_min, measured["objective/kl_z"])
+
+
+class Online:
+    """Samples, evaluates, keeps the best policy and the checkpoints; the method itself is the stage's."""
+
+    def __init__(
+        self,
+        config: SamplingStageConfig,
+        inputs: StageInputs,
+        ctx: RunContext,
+        roles: SamplingRoles,
+        optimizers: Mapping[str, loop.Optimizer],
+    ) -> None:
+        self.config, self.inputs, self.ctx = config, inputs, ctx
+        self.roles, self.optimizers = roles, optimizers
+        renderer = roles.policy.renderer(inputs.template, config.max_length)
+        self.engine = Engine(roles.policy, renderer, max_batch=config.batch_size)
+        self.reward = LearnedReward(roles.reward, batch_size=config.batch_size)
+        prompts = inputs.data.prompts
+        self.validation, self.test = prompts.validation[: config.evaluation_prompts], prompts.test
+        self.before = self.sample(self.validation, "validation")  # the policy still is the SFT model
+        self.before_test = self.sample(self.test, "test")
+        self.start, self.best, saved = loop.restore(ctx, optimizers)
+        self.state = State(**saved) if saved else State(kl_coef=config.kl_coef)
+        self.penalty = kl_controller(config, self.state.kl_coef, self.start)
+        self.measured: dict[str, float] = {}
+        self.began = time.perf_counter()
+
+    def sample(self, prompts: Sequence[Prompt], *purpose: str | int) -> Rollouts:
+        """One response to each prompt, scored, with the reference's log-probabilities."""
+        return collect.collect(
+            self.engine,
+            prompts,
+            self.config.sampling,
+            seed=rng.derive(self.ctx.seed, *purpose),
+            reward=self.reward,
+            reference=self.roles.reference,
+            device=self.ctx.device,
+            micro_batch_size=self.config.micro_batch_size or self.config.batch_size,
+        )
+
+    def iterations(self, progress: Progress) -> Iterator[int]:
+        """Numbers of the iterations still to do; ends early when `patience` has run out."""
+        self.progress = progress
+        for iteration in range(self.start, self.config.iterations):
+            self.began = time.perf_counter()
+            yield iteration
+            if self.config.patience and self.best.evaluations_since >= self.config.patience:
+                return
+
+    def prompts(self, iteration: int, count: int) -> list[Prompt]:
+        """The training prompts of one iteration."""
+        return loop.pick(self.inputs.data.prompts.train, count, iteration, self.ctx.seed)
+
+    def observe(self, rollouts: Rollouts) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
+        """Scores in the unit of reward [B], old log-probabilities and their k1 to the reference [B, R], and metrics."""
+        config, state, policy, mask_BR = self.config, self.state, self.roles.policy, rollouts.mask_BR
+        if state.reward_mean is None:  # the SFT policy's own scores set the unit of reward
+            state.reward_mean = rollouts.scores_B.mean().item()
+            state.reward_std = max(rollouts.scores_B.std(correction=0).item(), 1e-3)
+        scores_B = self.in_units(rollouts.scores_B, rollouts.finished_B & ~rollouts.empty_B)
+        with torch.no_grad():  # once more by the path that is trained: the sampler's cache adds its own rounding
+            old_BR = collect.over_rows(
+                lambda batch: policy.logprobs(batch, temperature=config.sampling.temperature).logprobs_BR,
+                rollouts.rows,
+                policy.pad_id,
+                mask_BR.device,
+                config.micro_batch_size,
+            )
+        kl_BR = k1(old_BR, rollouts.reference_BR)
+        kl_B = sequence_kl(kl_BR, mask_BR)
+        return (
+            scores_B,
+            old_BR,
+            kl_BR,
+            {
+                "objective/reward": scores_B.mean().item(),
+                "objective/score": rollouts.scores_B.mean().item(),
+                "objective/kl": kl_B.mean().item(),
+                "objective/kl_z": (kl_B.mean() / (kl_B.std() / len(kl_B) ** 0.5).clamp_min(1e-9)).item(),
+                "objective/kl_coef": self.penalty.coef,
+                "objective/entropy": -masked.masked_mean(old_BR, mask_BR).item(),  # E[−log π] is the entropy
+                "val/sampler_error": policy_loss.ratio_error(old_BR, rollouts.logprobs_BR, mask_BR).item(),
+                "lengths/response_mean": mask_BR.sum(1).float().mean().item(),
+                "lengths/truncated": 1 - rollouts.finished_B.float().mean().item(),
+                "lengths/empty": rollouts.empty_B.float().mean().item(),
+                "text/repetition": rollouts.repetition(),
+            },
+        )
+
+    def in_units(self, scores_B: Tensor, answered_B: Tensor) -> Tensor:
+        """Scores in the unit of reward, with the rule for responses without an end or without text, [B]."""
+        assert self.state.reward_mean is not None
+        normalised_B = (scores_B - self.state.reward_mean) / self.state.reward_std
+        config = self.config
+        return missing_eos_scores(normalised_B, answered_B, rule=config.missing_eos, penalty=config.missing_eos_penalty)
+
+    def greedy_scores(self, prompts: Sequence[Prompt]) -> Tensor:
+        """For each prompt the score of the policy's likeliest response, in the unit of reward, [B] (ReMax)."""
+        unique = list(dict.fromkeys(prompts))
+        greedy = self.config.sampling.model_copy(update={"temperature": 0.0})
+        answers = collect.sample(self.engine, unique, greedy, seed=0)
+        scores = self.reward(unique, [g.text for g in answers], [g.finish for g in answers])
+        answered = [g.finish == "stop" and bool(g.text) for g in answers]
+        scores_B = self.in_units(torch.tensor(scores), torch.tensor(answered))
+        positions = {prompt: i for i, prompt in enumerate(unique)}
+        return scores_B[[positions[prompt] for prompt in prompts]].to(self.ctx.device)
+
+    def finish(self, iteration: int, rollouts: Rollouts, measured: dict[str, float]) -> None:
+        """After the updates of one iteration: β, evaluation, log and checkpoint when due. Stops when asked to."""
+        config, ctx, episodes = self.config, self.ctx, len(rollouts.rows)
+        self.penalty = self.penalty.update(measured["objective/kl"], episodes)
+        measured["train/episodes_per_s"] = episodes / (time.perf_counter() - self.began)
+        self.state.remember(measured, episodes)
+        self.state.kl_coef = self.penalty.coef
+        if self.inputs.truth:
+            measured["objective/truth"] = loop.mean(self.inputs.truth(rollouts.prompts, rollouts.texts))
+
+        done = iteration + 1
+        if done % config.evaluate_every == 0 or done == config.iterations:
+            after = self.sample(self.validation, "validation")
+            measured |= loop.numbers(compared.compare(self.before, after, self.inputs), prefix="eval/")
+            gain = (measured["eval/reward_after"] - measured["eval/reward_before"]) / self.state.reward_std
+            self.best.offer(gain - config.kl_coef * measured["eval/kl"], done, self.roles.policy.parameters_trained())
+        ctx.log(done, measured)
+        self.progress.update(done, f"reward {measured['objective/reward']:+.2f}, KL {measured['objective/kl']:.2f}")
+        self.measured = measured
+        if done == config.iterations:
+            return
+        interrupted = ctx.interrupted()
+        if interrupted or done % config.checkpoint_every == 0:
+            loop.save(ctx, done, self.optimizers, self.best, asdict(self.state))
+        if interrupted:
+            raise Interrupted(f"stopped after iteration {done} of {config.iterations}; the checkpoint is saved")
+
+    def report(self) -> dict[str, Any]:
+        """Save the best policy; compare it with the SFT model on the test prompts, and tell how training went."""
+        self.best.put_back(self.roles.policy.parameters_trained())
+        self.roles.policy.save(self.ctx.folder)
+        after = self.sample(self.test, "test")
+        self.ctx.samples(self.config.iterations, compared.side_by_side(self.before_test, after, self.inputs))
+        return {
+            **compared.compare(self.before_test, after, self.inputs),
+            "kl_target": self.config.kl_target,
+            "kl_z_min": self.state.kl_z_min,
+            "entropy_before": self.state.entropy_before,
+            "entropy_after": self.measured["objective/entropy"],
+            "first_ratio_error": self.state.first_ratio_error,
+            "sampler_error": self.state.sampler_error,
+            "best_iteration": self.best.iteration,
+            "reward_mean": self.state.reward_mean,
+            "reward_std": self.state.reward_std,
+            "episodes": self.state.episodes,
+            "episodes_per_s": self.state.episodes / self.state.seconds,
+        }
+
+
+def kl_controller(config: SamplingStageConfig, coef: float, done: int) -> FixedKL | AdaptiveKL | ScheduledKL:
+    """How β moves from here on."""
+    if config.kl_target is not None:
+        return AdaptiveKL(coef, config.kl_target, config.kl_horizon)
+    if config.kl_final is not None:
+        return ScheduledKL(coef, config.kl_final, config.iterations - 1 - done)
+    return FixedKL(coef)
+
+
+def importance(rollouts: Rollouts, old_BR: Tensor, config: SamplingStageConfig) -> Tensor:
+    """What each token weighs before aggregation: 1, or its truncated importance weight, [B, R]."""
+    if config.importance_cap is None:
+        return torch.ones_like(old_BR)
+    return policy_loss.importance_weights(old_BR, rollouts.logprobs_BR, rollouts.mask_BR, cap=config.importance_cap)
+
+
+def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, kl_coef: float) -> dict[str, float]:
+    """Gradient of one optimizer step: Σ w·(surrogate + β·KL − entropy bonus), a micro-batch at a time."""
+    tokens = int(batch.mask_BR.sum())
+    longest = config.sampling.max_new_tokens
+    weights_BR = policy_loss.aggregation_weights(batch.mask_BR, config.aggregation, max_tokens=longest)
+    batch = batch.weighted(weights_BR)
+    sums: dict[str, Tensor] = {}
+    error = torch.zeros((), device=batch.mask_BR.device)
+    for rows in batch.parts(config.micro_batch_size):
+        scored = policy.logprobs(
+            rows.tokens(policy.pad_id), temperature=config.sampling.temperature, entropy=config.entropy_coef > 0
+        )
+        loss, measured = policy_loss.surrogate_loss(
+            scored.logprobs_BR,
+            rows.logprobs_BR,
+            rows.advantages_BR,
+            rows.mask_BR,
+            rows.weights_BR,
+            clip_low=config.clip,
+            clip_high=config.clip_high or config.clip,
+            kind=config.surrogate,
+            level=config.ratio,
+            bound=config.dual_clip,
+            drift_coef=config.penalty_coef,
+        )
+        if config.kl_loss is not None:
+            loss = loss + kl_coef * kl_loss(scored.logprobs_BR, rows, config.kl_loss)
+        if scored.entropy_BR is not None:
+            bonus = policy_loss.entropy_loss(scored.entropy_BR, rows.mask_BR, rows.weights_BR)
+            loss = loss + config.entropy_coef * bonus
+        loss.backward()
+        loop.add_to(sums, {"loss": loss.detach(), **measured})
+        error = torch.maximum(error, policy_loss.ratio_error(scored.logprobs_BR, rows.logprobs_BR, rows.mask_BR))
+    return {
+        "policy/loss": sums["loss"].item(),
+        "policy/clipfrac_avg": sums["clipfrac"].item() / tokens,
+        "policy/approxkl_avg": sums["approxkl"].item() / tokens,
+        "policy/ratio_error": error.item(),
+    }
+
+
+def kl_loss(logprobs_BR: Tensor, rows: Experience, estimator: str) -> Tensor:
+    """KL to the reference as a loss, weighted as the surrogate is: k2 of whole responses, or k3 token by token."""
+    if estimator == "k3":
+        kl_BR = token_k3(logprobs_BR, rows.reference_BR, rows.mask_BR)
+        return (rows.weights_BR * kl_BR).sum()
+    weights_B = rows.weights_BR.amax(dim=1)  # every aggregation weighs the tokens of one response alike
+    return (weights_B * sequence_k2(logprobs_BR, rows.reference_BR, rows.mask_BR)).sum()

@@ -1,0 +1,181 @@
+"""Methods without a critic: every preset learns, resumes bit for bit, and refuses choices that do not fit together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from tests.unit.stages.test_stages_learning import answers
+from tests.unit.stages.toy import Memory, run_in_two_parts, same, toy_data, weights
+
+from assay.data.render import Row
+from assay.rollout.collect import Rollouts
+from assay.rollout.config import SamplingParams
+from assay.stages import group, ppo
+from assay.stages.config import GroupConfig, PPOConfig
+from assay.stages.config.policy import METHODS
+from assay.stages.context import StageInputs
+from assay.types import Prompt
+
+SETTINGS = {
+    "episodes": 960,
+    "batch_size": 48,
+    "group_size": 8,
+    "minibatches": 2,
+    "max_length": 32,
+    "optim": {"learning_rate": 1e-3, "schedule": "constant"},
+    "kl_coef": 0.1,
+    "evaluate_every": 5,
+    "checkpoint_every": 3,
+    "sampling": SamplingParams(max_new_tokens=4),
+}
+
+
+def config_of(method: str, **changes: object) -> GroupConfig:
+    alone = METHODS[method].get("group_size") == 1
+    once = {"minibatches": 1} if METHODS[method].get("minibatches") == 1 else {}
+    return GroupConfig.model_validate(
+        {**SETTINGS, "method": method, **({"group_size": 1} if alone else {}), **once, **changes}
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_moves_the_policy_to_the_preferred_answer(
+    method: str, sft_folder: Path, reward_folder: Path, tmp_path: Path
+) -> None:
+    # One whole-batch step an iteration, or a clip of 3e-4, moves less far: what they are given is a longer way.
+    rate = 3e-3 if method in ("reinforce", "remax", "gspo") else 1e-3
+    config = config_of(method, optim={"learning_rate": rate, "schedule": "constant"})
+    inputs = StageInputs(toy_data(), str(sft_folder), reward=str(reward_folder))
+    metrics = group.run(config, inputs, Memory(tmp_path))
+    before, after = answers(sft_folder), answers(tmp_path)
+    assert after["blue"] / after.total() > 0.6 > 0.33 > before["blue"] / before.total()
+    assert metrics["first_ratio_error"] < 1e-5
+    assert metrics["reward_after"] > metrics["reward_before"]
+
+
+@pytest.mark.parametrize("method", ["grpo", "reinforce_pp", "dapo"])
+def test_an_interrupted_group_method_ends_with_the_same_weights(
+    method: str, sft_folder: Path, reward_folder: Path, tmp_path: Path
+) -> None:
+    moving = {"kl_target": 1.0, "kl_horizon": 200} if method == "grpo" else {"kl_final": 0.01, "kl_coef": 0.1}
+    config = config_of(method, episodes=240, inner_epochs=2, **moving)
+    inputs = StageInputs(toy_data(), str(sft_folder), reward=str(reward_folder))
+    group.run(config, inputs, Memory(tmp_path / "whole"))
+    run_in_two_parts(group.run, config, inputs, Memory(tmp_path / "parts"), stop_at=3)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kl_loss": "k2", "entropy_coef": 0.01, "importance_cap": 2.0},
+        {"kl_loss": "k3", "surrogate": "penalty", "penalty_coef": 2.0},
+        {"surrogate": "clip", "dual_clip": 3.0, "clip_high": 0.3, "aggregation": "constant"},
+        {"ratio": "sequence", "aggregation": "sequence_mean", "kl_loss": "k2"},
+    ],
+)
+def test_micro_batches_change_no_update(
+    changes: dict[str, object], sft_folder: Path, reward_folder: Path, tmp_path: Path
+) -> None:
+    """One iteration: rounding in a later one would grow through the samples."""
+    inputs = StageInputs(toy_data(), str(sft_folder), reward=str(reward_folder))
+    ends = []
+    for size in (None, 5):
+        given = {key: value for key, value in SETTINGS.items() if key != "group_size"} | changes
+        config = PPOConfig.model_validate(
+            {**given, "episodes": 48, "value_warmup": 0, "inner_epochs": 2, "micro_batch_size": size}
+        )
+        ppo.run(config, inputs, Memory(tmp_path / str(size)))
+        ends.append(weights(tmp_path / str(size)))
+    start = weights(sft_folder)
+    moved = max((ends[0][name] - start[name]).abs().max().item() for name in start)
+    apart = max((ends[0][name] - ends[1][name]).abs().max().item() for name in start)
+    assert apart < 0.02 * moved
+
+
+def test_ppo_stops_its_inner_epochs_once_the_policy_has_gone_too_far(
+    sft_folder: Path, reward_folder: Path, tmp_path: Path
+) -> None:
+    inputs = StageInputs(toy_data(), str(sft_folder), reward=str(reward_folder))
+    given = {key: value for key, value in SETTINGS.items() if key != "group_size"}
+    updates = {}
+    for limit in (None, 1e-9):
+        memory = Memory(tmp_path / str(limit))
+        config = {**given, "episodes": 96, "value_warmup": 0, "inner_epochs": 4, "kl_stop": limit}
+        ppo.run(PPOConfig.model_validate(config), inputs, memory)
+        updates[limit] = [row["policy/updates"] for row in memory.logged.values()]
+    assert updates == {None: [8.0, 8.0], 1e-9: [2.0, 2.0]}
+
+
+def test_patience_ends_a_run_that_no_longer_improves_and_the_best_policy_is_kept(
+    sft_folder: Path, reward_folder: Path, tmp_path: Path
+) -> None:
+    """A β so large that any step away from the reference is a loss: the first evaluation stays the best."""
+    inputs = StageInputs(toy_data(), str(sft_folder), reward=str(reward_folder))
+    memory = Memory(tmp_path)
+    config = config_of("grpo", episodes=960, evaluate_every=1, patience=2, kl_coef=0.0, entropy_coef=50.0)
+    metrics = group.run(config, inputs, memory)
+    gains = [
+        (row["eval/reward_after"] - row["eval/reward_before"]) / metrics["reward_std"] for row in memory.logged.values()
+    ]
+    best = max(range(len(gains)), key=gains.__getitem__) + 1
+    assert len(gains) == best + 2 < 20
+    assert metrics["best_iteration"] == best
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"group_size": 1}, "nothing to compare with"),
+        ({"method": "rloo", "group_size": 1}, "nothing to compare with"),
+        ({"batch_size": 50}, "not a multiple of group_size"),
+        ({"method": "rloo", "aggregation": "token_mean"}, "needs aggregation: sequence_mean"),
+        ({"method": "gspo", "surrogate": "cispo"}, "weighs tokens"),
+        ({"method": "cispo", "dual_clip": 3.0}, "surrogate: cispo has none"),
+        ({"method": "grpo", "credit": "token"}, "kl_loss puts it into the loss"),
+        ({"method": "rloo", "scale": "group"}, "would bias it"),
+        ({"kl_target": 3.0, "kl_final": 0.0}, "keep one of them"),
+        ({"sampling": {"top_p": 0.9}}, "trained on the distribution it samples"),
+        ({"method": "grop"}, "grpo"),
+    ],
+)
+def test_choices_that_do_not_fit_together_are_refused_before_anything_is_loaded(
+    changes: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ValidationError, match=says):
+        GroupConfig.model_validate({**SETTINGS, "method": "grpo", **changes})
+
+
+def test_a_method_fills_in_what_is_not_set_and_nothing_else() -> None:
+    config = GroupConfig.model_validate({"method": "dapo", "clip_high": 0.5})
+    assert (config.clip_high, config.aggregation, config.kl_coef) == (0.5, "token_mean", 0.0)
+    assert GroupConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_groups_without_a_signal_make_room_for_new_prompts() -> None:
+    """A batch of two groups; in the first round the scores of the second are all alike: one more prompt is asked."""
+    asked: list[list[str]] = []
+
+    class Scripted:
+        def prompts(self, iteration: int, count: int) -> list[Prompt]:
+            return [Prompt.ask(f"{iteration}-{n}") for n in range(count)]
+
+        def sample(self, prompts: list[Prompt], *purpose: object) -> Rollouts:
+            asked.append([prompt.text for prompt in prompts])
+            alike = [prompt.text == "0-1" for prompt in prompts]
+            scores = torch.tensor([0.5 if same else float(i % 2) for i, same in enumerate(alike)])
+            wide = torch.ones(len(prompts), len(asked))
+            ended = torch.ones(len(prompts), dtype=torch.bool)
+            rows = [Row([0] * (1 + len(asked)), 1) for _ in prompts]
+            texts = [prompt.text for prompt in prompts]
+            return Rollouts(prompts, rows, texts, wide > 0, wide, wide, scores, ended, ~ended)
+
+    config = config_of("dapo", batch_size=4, group_size=2, resample=1)
+    rollouts = group.sample_groups(Scripted(), 0, config)  # type: ignore[arg-type]
+    assert asked == [["0-0", "0-0", "0-1", "0-1"], ["1-0", "1-0"]]
+    assert rollouts.texts == ["0-0", "0-0", "1-0", "1-0"]
+    assert rollouts.mask_BR.tolist() == [[True, False], [True, False], [True, True], [True, True]]
+    assert rollouts.scores_B.tolist() == [0.0, 1.0, 0.0, 1.0]

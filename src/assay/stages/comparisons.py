@@ -94,11 +94,10 @@ def comparisons_of(model: RewardModel, items: Sequence[Preference | Ranking]) ->
     found = []
     for item in items:
         responses = item.responses if isinstance(item, Ranking) else (item.chosen, item.rejected)
-        rows = [model.row(item.prompt, response) for response in responses]
-        fitting = tuple(row for row in rows if row is not None)
-        if len(fitting) == len(rows) or (isinstance(item, Ranking) and len(fitting) >= 2):
+        rows = tuple(row for response in responses if (row := model.row(item.prompt, response)))
+        if len(rows) >= 2:
             margin = (item.margin or 0.0) if isinstance(item, Preference) else 0.0
-            found.append(Comparison(fitting, margin, objective_of(item, model.readout.objectives)))
+            found.append(Comparison(rows, margin, objective_of(item, model.readout.objectives)))
     return found
 
 
@@ -115,10 +114,10 @@ def to_learn(data: Prepared, objectives: Sequence[str]) -> list[Preference | Ran
     """Rankings whole, and the pairs that are no part of one; of the wanted objectives, where there are several."""
     whole = list(data.rankings.train)
     inside = {pair for ranking in whole for pair in as_preferences(ranking)}
-    return asked([*(pair for pair in data.preferences.train if pair not in inside), *whole], objectives)
+    return about([*(pair for pair in data.preferences.train if pair not in inside), *whole], objectives)
 
 
-def asked(items: Sequence[Compared], objectives: Sequence[str]) -> list[Compared]:
+def about(items: Sequence[Compared], objectives: Sequence[str]) -> list[Compared]:
     """The comparisons that a model with these objectives has a score for; a model with one takes them all."""
     return list(items) if not any(objectives) else [item for item in items if item.objective in objectives]
 

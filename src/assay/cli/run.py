@@ -17,6 +17,8 @@ HEADLINES = {
     "sft": ("loss_first", "loss_last", "validation_loss"),
     "reward": ("accuracy", "accuracy_low", "accuracy_high", "truth_accuracy", "n"),
     "ppo": ("win_rate", "win_rate_low", "win_rate_high", "kl", "truth_before", "truth_after"),
+    "group": ("win_rate", "win_rate_low", "win_rate_high", "kl", "truth_before", "truth_after"),
+    "preference": ("win_rate", "win_rate_low", "win_rate_high", "kl", "truth_before", "truth_after"),
     "evaluate": ("selected", "prompts"),
 }
 

@@ -17,7 +17,7 @@ from assay.tracking.report.blocks import Finding, Level, Page, Section, Tile
 from assay.tracking.report.checks import findings
 from assay.tracking.report.origin import boxes, origin_section
 from assay.tracking.report.picture import pipeline_picture
-from assay.tracking.report.run_files import RunFiles, StageFiles, read_run
+from assay.tracking.report.run_files import POLICIES, RunFiles, StageFiles, read_run
 from assay.tracking.report.sections import SECTIONS, stage_section
 from assay.tracking.report.words import moment, number, percent, percent_range
 
@@ -63,7 +63,7 @@ def render(page: Page) -> str:
 def tiles(run: RunFiles, found: list[Finding]) -> list[Tile]:
     """The numbers to remember: of the last policy, of every reward model, of the run."""
     levels: dict[tuple[str, str], Level] = {(finding.stage, finding.title): finding.level for finding in found}
-    made = [tile for policy in run.of_kind("ppo")[-1:] for tile in _policy_tiles(run, policy, levels)]
+    made = [tile for policy in run.of_kind(*POLICIES)[-1:] for tile in _policy_tiles(run, policy, levels)]
     for reward in run.of_kind("reward"):
         if (accuracy := reward.get("accuracy")) is not None:
             note = percent_range(reward.get("accuracy_low"), reward.get("accuracy_high"))

@@ -228,6 +228,8 @@ CHECKS: Mapping[str, tuple[Check, ...]] = {
     "pretrain": (_overfitting,),
     "sft": (_overfitting,),
     "reward": (_accuracy, _baselines, _calibration, _ties),
+    "preference": (_wins, _hacking, _divergence, _refusals, _repetition, _truncation),
+    "group": (_wins, _hacking, _divergence, _ratio, _refusals, _repetition, _truncation, _entropy),
     "ppo": (
         _wins,
         _hacking,

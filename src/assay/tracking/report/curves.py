@@ -70,6 +70,47 @@ CURVES: Mapping[str, Sequence[tuple[str, Sequence[Curve]]]] = {
             ],
         )
     ],
+    "preference": [
+        (
+            "How it learned",
+            [
+                Curve(
+                    "Loss per example",
+                    [("training", "train/loss"), ("held out", "eval/loss")],
+                    "Held-out loss that rises while the other falls is overfitting.",
+                ),
+                Curve(
+                    "Accuracy",
+                    [("training", "train/accuracy"), ("held out", "eval/accuracy")],
+                    "Share of comparisons whose better answer has the higher implicit reward.",
+                    share=True,
+                    limits=SHARE,
+                    guide=_level("chance", 0.5),
+                ),
+                Curve("Gradient norm", [("gradient norm", "train/grad_norm")], "Before clipping.", limits=POSITIVE),
+            ],
+        ),
+        (
+            "What happens to the answers?",
+            [
+                Curve(
+                    "Reward margin",
+                    [("training", "train/reward_margin"), ("held out", "eval/reward_margin")],
+                    "Implicit reward of the better answer over the worse, in units of β·nats.",
+                ),
+                Curve(
+                    "Log-probability of the better answer",
+                    [("training", "train/chosen_logprob"), ("held out", "eval/chosen_logprob")],
+                    "Nats per answer. Often it falls, only less than the worse one’s.",
+                ),
+                Curve(
+                    "What is really wanted",
+                    [("training prompts", "objective/truth")],
+                    "Mean true worth of the policy’s own answers, where it learns from them.",
+                ),
+            ],
+        ),
+    ],
     "ppo": [
         (
             "Is it getting better?",
@@ -175,7 +216,8 @@ CURVES: Mapping[str, Sequence[tuple[str, Sequence[Curve]]]] = {
 def curve_blocks(stage: StageFiles) -> list[Charts]:
     """The stage's curves that have at least two points, grouped under what they answer."""
     groups = []
-    for heading, curves in CURVES.get(stage.kind, ()):
+    kind = "ppo" if stage.kind == "group" else stage.kind  # the same curves; a critic's have no points there
+    for heading, curves in CURVES.get(kind, ()):
         charts = [chart for curve in curves if (chart := _chart(curve, stage))]
         if charts:
             groups.append(Charts(heading, charts))
@@ -189,7 +231,7 @@ def _chart(curve: Curve, stage: StageFiles) -> Chart | None:
     picture = line_chart(
         drawn,
         title=curve.title,
-        x_label="iteration" if stage.kind == "ppo" else "step",
+        x_label="iteration" if stage.kind in ("ppo", "group") else "step",
         guide=curve.guide(stage),
         share=curve.share,
         limits=curve.limits,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from assay.tracking.progress import duration
 from assay.tracking.report.blocks import Block, Code, Facts, Note, Section, Table
 from assay.tracking.report.picture import Box
-from assay.tracking.report.run_files import RunFiles, StageFiles
+from assay.tracking.report.run_files import POLICIES, RunFiles, StageFiles
 from assay.tracking.report.words import count, moment, number, percent
 
 
@@ -41,7 +41,7 @@ def _key_number(stage: StageFiles) -> str:
         "pretrain": ("validation_loss", "loss {}", number),
         "sft": ("validation_loss", "loss {}", number),
         "reward": ("accuracy", "{} right", percent),
-        "ppo": ("win_rate", "wins {}", percent),
+        **dict.fromkeys(POLICIES, ("win_rate", "wins {}", percent)),
         "evaluate": ("prompts", "{} prompts", count),
     }
     if stage.kind == "data":

@@ -14,6 +14,9 @@ from assay.tracking.metrics import MetricsLine, read_json_lines, read_metrics
 REPORTS = ("accuracy", "evaluation", "report")
 """JSON files of an artifact that hold more than its flat metrics."""
 
+POLICIES = ("ppo", "group", "preference")
+"""Kinds of stages that compare the policy they trained with the one it started from."""
+
 
 @dataclass(frozen=True)
 class StageFiles:

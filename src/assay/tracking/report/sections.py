@@ -11,7 +11,7 @@ from assay.tracking.report.checks import BASELINES
 from assay.tracking.report.curves import curve_blocks
 from assay.tracking.report.data import MOST_SLICES, data_section
 from assay.tracking.report.evaluation import evaluation_section
-from assay.tracking.report.run_files import RunFiles, StageFiles
+from assay.tracking.report.run_files import POLICIES, RunFiles, StageFiles
 from assay.tracking.report.samples import samples_block
 from assay.tracking.report.shares import ranges, share
 from assay.tracking.report.words import (
@@ -34,7 +34,11 @@ def policy_section(run: RunFiles, stage: StageFiles) -> Section:
     blocks += curves or [Note("Its metrics are no longer on disk, so there are no curves.")]
     blocks.append(samples_block(run, stage))
     reward = run.input_name(stage, "reward", "a reward model from elsewhere")
-    lead = f"{count(stage.get('episodes'))} sampled answers of {base} were scored by {reward} and reinforced by PPO."
+    lead = (
+        f"{count(stage.get('examples'))} comparisons of answers taught {base} directly, without a reward to maximise."
+        if stage.kind == "preference"
+        else f"{count(stage.get('episodes'))} sampled answers of {base} were scored by {reward} and reinforced by PPO."
+    )
     return Section(stage.id, f"Policy: {stage.id}", lead, blocks)
 
 
@@ -173,13 +177,13 @@ def learning_section(stage: StageFiles) -> Section:
     return Section(stage.id, f"{what}: {stage.id}", "", blocks)
 
 
-SECTIONS: Sequence[str] = ("ppo", "evaluate", "reward", "sft", "pretrain", "data")
+SECTIONS: Sequence[str] = (*POLICIES, "evaluate", "reward", "sft", "pretrain", "data")
 """Kinds of stages in the order a reader wants them: results first."""
 
 
 def stage_section(run: RunFiles, stage: StageFiles) -> Section:
     """The section of one stage."""
-    if stage.kind == "ppo":
+    if stage.kind in POLICIES:
         return policy_section(run, stage)
     if stage.kind == "reward":
         return reward_section(stage)

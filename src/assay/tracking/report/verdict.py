@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from assay.tracking.report.blocks import Finding, Level
 from assay.tracking.report.checks import BASELINES, judge_name
-from assay.tracking.report.run_files import RunFiles, StageFiles
+from assay.tracking.report.run_files import POLICIES, RunFiles, StageFiles
 from assay.tracking.report.words import listing, number, percent, percent_range
 
 
@@ -36,7 +36,7 @@ def _inner(title: str) -> str:
 
 def headline(run: RunFiles) -> str:
     """The one sentence a reader should take away: about the last policy, else the last reward model, else SFT."""
-    if policies := run.of_kind("ppo"):
+    if policies := run.of_kind(*POLICIES):
         return _policy_headline(run, policies[-1])
     if rewards := run.of_kind("reward"):
         return _reward_headline(rewards[-1])

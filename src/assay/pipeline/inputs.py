@@ -32,6 +32,7 @@ NEEDS = {
     "pretrain": ("text or demonstrations_train or preferences_train",),
     "sft": ("demonstrations_train",),
     "ppo": ("prompts_train", "prompts_validation", "prompts_test"),
+    "group": ("prompts_train", "prompts_validation", "prompts_test"),
     "bestof": ("prompts_train", "prompts_validation", "prompts_test"),
     "distill": ("demonstrations_train or prompts_train", "prompts_test"),
     "evaluate": ("prompts_test",),

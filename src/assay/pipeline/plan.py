@@ -25,6 +25,7 @@ from assay.stages.config import (
     PreferenceConfig,
     PretrainConfig,
     RewardConfig,
+    SamplingStageConfig,
     SFTConfig,
     TrainingConfig,
 )
@@ -88,8 +89,8 @@ def _state(step: Step, store: Store) -> str:
 
 def optimizer_steps(config: Any, data: Prepared) -> int:
     """Optimizer steps of a stage, rows that will not fit the context still counted; 0 where nothing is trained."""
-    if isinstance(config, PPOConfig):
-        return max(1, config.episodes // config.batch_size) * config.inner_epochs * config.minibatches
+    if isinstance(config, SamplingStageConfig):
+        return config.iterations * config.updates
     if isinstance(config, RewardConfig):
         rows = 0 if config.trained else len(data.preferences.train) // config.part[1]
     elif isinstance(config, SFTConfig):
@@ -111,7 +112,9 @@ def optimizer_steps(config: Any, data: Prepared) -> int:
 
 def memory_mb(config: Any, size: Size) -> float:
     """The estimate of this file's head, in MB."""
-    copies = 4 if isinstance(config, PPOConfig) and config.lora is None else 1
+    copies = 1
+    if isinstance(config, SamplingStageConfig) and config.lora is None:
+        copies = 4 if isinstance(config, PPOConfig) else 3
     if isinstance(config, PreferenceConfig) and config.lora is None:
         copies = 2
     roles = 2 if isinstance(config, PPOConfig) else 1

@@ -10,7 +10,7 @@ from assay.stages.config.bestof import BestOfConfig
 from assay.stages.config.common import OptimConfig, StageConfig, TrainingConfig
 from assay.stages.config.distill import DistillConfig
 from assay.stages.config.evaluate import EvaluateConfig
-from assay.stages.config.policy import GroupConfig, PPOConfig
+from assay.stages.config.policy import GroupConfig, PPOConfig, SamplingStageConfig
 from assay.stages.config.preference import PreferenceConfig
 from assay.stages.config.reward import RewardConfig
 from assay.stages.config.supervised import PretrainConfig, SFTConfig
@@ -27,6 +27,7 @@ __all__ = [
     "PretrainConfig",
     "RewardConfig",
     "SFTConfig",
+    "SamplingStageConfig",
     "StageConfig",
     "TrainingConfig",
 ]

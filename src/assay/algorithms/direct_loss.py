@@ -163,20 +163,19 @@ def kto_loss(
     good_B: Tensor,
     *,
     baseline: Tensor | float,
-    link: Link = reverse_kl,
     beta: float,
     desirable_weight: float = 1.0,
     total: int | Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """1/total · Σ_b w_b·(1 − σ(±β·(r_b − z₀))), + and `desirable_weight` for a good answer, − and 1 for a bad one.
+    """1/total · Σ_b w_b·(1 − σ(±β·(x_b − z₀))), + and `desirable_weight` for a good answer, − and 1 for a bad one.
 
     `baseline` is z₀ (`kto_baseline`): gains and losses are felt against what the policy does anyway.
     Shapes: [B], good_B [B] bool → scalar. `total` is the number of answers of the whole optimizer step. Metrics, as
-    shares of `total`: accuracy (good above z₀, bad below; ties ½), and reward_margin, the mean of ±β·(r − z₀).
+    shares of `total`: accuracy (good above z₀, bad below; ties ½), and reward_margin, the mean of ±β·(x − z₀).
     Source: KTO (arXiv 2402.01306), sec. 4.1.
     """
     sign_B = torch.where(good_B, 1.0, -1.0)
-    gain_B = sign_B * (link(log_ratio_B) - baseline)
+    gain_B = sign_B * (log_ratio_B - baseline)
     weight_B = torch.where(good_B, desirable_weight, 1.0)
     with torch.no_grad():
         metrics = {

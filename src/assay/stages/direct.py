@@ -103,7 +103,7 @@ class Learner:
         return sums_M.view(-1, 2)
 
     def step(self, batch: Sequence[Example], reference_BE: Tensor) -> dict[str, float]:
-        """Metrics of one optimizer step (or of all held-out examples); its gradient too, where gradients are on."""
+        """Metrics of one optimizer step, or of all held-out examples; where gradients are on, its gradient too."""
         loss_of = self.pairs
         if not self.config.paired:
             loss_of = partial(self.verdicts, baseline=self.baseline(batch, reference_BE))
@@ -118,7 +118,7 @@ class Learner:
             if goods:
                 measured["chosen_logprob"] = logprobs_B.detach()[good_B].sum() / goods
             loop.add_to(sums, {"loss": loss.detach(), **measured})
-        return {name: value.item() for name, value in sums.items()}
+        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))  # one synchronisation
 
     def pairs(
         self, part: Sequence[Example], reference_BE: Tensor, *, total: int
@@ -144,7 +144,6 @@ class Learner:
             self.ratios(scored, reference_BE[:, 0]),
             torch.tensor([example.good for example in part], device=self.device),
             baseline=baseline,
-            link=link(self.config),
             beta=self.config.beta,
             desirable_weight=self.config.desirable_weight,
             total=total,

@@ -98,6 +98,7 @@ class PreferenceConfig(TrainingConfig):
             f"loss {self.loss} has no label_smoothing": self.label_smoothing > 0
             and self.loss not in ("logistic", "robust"),
             f"loss {self.loss} has no margin": self.margin > 0 and self.loss not in ("logistic", "hinge"),
+            "loss kto compares log-ratios themselves: link reverse_kl": not self.paired and self.link != "reverse_kl",
             "loss kto has no chosen answers for nll_weight": not self.paired and self.nll_weight > 0,
             "desirable_weight is for loss kto": self.paired and self.desirable_weight != 1,
             "rounds need `reward`, the reward model that labels their answers": self.rounds > 0 and not self.reward,

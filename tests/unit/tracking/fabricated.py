@@ -203,6 +203,17 @@ def reward(folder: Path, truth: bool, judge: bool, samples: object) -> dict[str,
         agreement=0.748 if truth else None,
     )
     (folder / "accuracy.json").write_text(json.dumps(report))
+    attributed = [
+        {
+            "which": which,
+            "prompt": ASKED["fact"],
+            "gap": gap,
+            "chosen": [["Breakfast", 0.9], ["<b>now</b>", 0.2]],
+            "rejected": [["Go", -0.45], ["away", 0.0]],
+        }
+        for which, gap in (("surest", 3.2), ("worst", -1.04))
+    ]
+    (folder / "attribution.json").write_text(json.dumps({"pairs": attributed}))
     with MetricsLog(folder / "metrics.jsonl") as log:
         for step in range(1, 282):
             learned = 1 - math.exp(-step / 60)

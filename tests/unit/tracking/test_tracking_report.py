@@ -254,3 +254,17 @@ def contrast(one: str, other: str) -> float:
 
     dark, bright = sorted((luminance(one), luminance(other)))
     return (bright + 0.05) / (dark + 0.05)
+
+
+def test_words_are_coloured_by_how_much_of_the_score_comes_from_them(seen: Reader) -> None:
+    spans = [a for tag, a in seen.elements if tag == "span" and "--strength" in (a.get("style") or "")]
+    styles = [(span["class"], span["style"], span["title"]) for span in spans[:4]]
+    assert styles == [
+        ("up", "--strength:100%", "+0.90"),
+        ("up", "--strength:22%", "+0.20"),
+        ("down", "--strength:50%", "−0.45"),
+        ("down", "--strength:0%", "0.00"),
+    ]
+    assert "Breakfast <b>now</b>" in seen.text, "what people wrote is text, not markup"
+    assert "less the other’s: +3.20" in seen.text
+    assert "less the other’s: −1.04" in seen.text

@@ -15,6 +15,7 @@ from assay.tracking.progress import duration
 from assay.tracking.report import verdict
 from assay.tracking.report.blocks import Finding, Level, Page, Section, Tile
 from assay.tracking.report.checks import findings
+from assay.tracking.report.frontier import frontier_section
 from assay.tracking.report.origin import boxes, origin_section
 from assay.tracking.report.picture import pipeline_picture
 from assay.tracking.report.run_files import POLICIES, RunFiles, StageFiles, read_run
@@ -103,7 +104,9 @@ def _policy_tiles(run: RunFiles, stage: StageFiles, levels: dict[tuple[str, str]
 
 
 def _sections(run: RunFiles) -> list[Section]:
-    return [stage_section(run, stage) for kind in SECTIONS for stage in run.of_kind(kind)]
+    sections = [stage_section(run, stage) for kind in SECTIONS for stage in run.of_kind(kind)]
+    beside = frontier_section(run)
+    return [beside, *sections] if beside else sections
 
 
 def _worked(run: RunFiles) -> float:

@@ -117,6 +117,37 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True)
+class Word:
+    """A word of an answer and how much of the score comes from it; `strength` is 0 … 100."""
+
+    text: str
+    way: Literal["up", "down"]
+    strength: int
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attributed:
+    """A pair of answers, word by word; `gap` is the score of the preferred one less the other's."""
+
+    which: str
+    prompt: str
+    gap: str
+    chosen: Sequence[Word]
+    rejected: Sequence[Word]
+
+
+@dataclass(frozen=True, slots=True)
+class Attributions:
+    """Pairs of answers with every word coloured by its contribution to the score."""
+
+    kind: ClassVar[str] = "attributions"
+    heading: str
+    items: Sequence[Attributed]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Terms and what they are."""
 
@@ -143,7 +174,7 @@ class Note:
     text: str
 
 
-Block = Charts | Ranges | Table | Samples | Facts | Code | Note
+Block = Charts | Ranges | Table | Samples | Attributions | Facts | Code | Note
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,18 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A named point with the interval of its height, and the single points that it is the mean of."""
+
+    label: str
+    x: float
+    y: float
+    low: float
+    high: float
+    single: Sequence[tuple[float, float]] = ()
+
+
+@dataclass(frozen=True)
 class Guide:
     """A level to compare with, and the band around it that counts as near."""
 
@@ -136,6 +148,34 @@ def reliability_chart(bins: Sequence[Mapping[str, Any]]) -> Markup:
         )
     told = "; ".join(f"sure {words.percent(r['confidence'])}, right {words.percent(r['accuracy'])}" for r in bins)
     return picture.svg(WIDTH, HEIGHT, f"Reliability of the reward model. {told}.")
+
+
+def scatter_chart(marks: Sequence[Mark], *, title: str, share: bool = False) -> Markup:
+    """Named points over nats of KL, each with its interval; the names stand to the right and do not overlap."""
+    width, height = 2 * WIDTH, 1.6 * HEIGHT
+    heights = [v for mark in marks for v in (mark.low, mark.high, *(b for _, b in mark.single))]
+    low, high, ticks = axis(heights, (0.0, 1.0) if share else None)
+    _, right, steps = axis([0.0, *(mark.x for mark in marks), *(a for mark in marks for a, _ in mark.single)], (0, 1e9))
+    x, y = Scale(0.0, right, LEFT, width - 130.0), Scale(low, high, height - BOTTOM, TOP)
+    picture, form = Drawing(), words.percent if share else words.number
+    for tick in ticks:
+        picture.add("line", x1=LEFT, x2=width - 130, y1=y(tick), y2=y(tick), cls="grid")
+        picture.add("text", form(tick), x=LEFT - 6, y=y(tick) + 4, text_anchor="end")
+    for tick in steps:
+        picture.add("text", words.number(tick), x=x(tick), y=height - 9, text_anchor="middle")
+    picture.add("text", "KL, nats", x=width - 124, y=height - 9, cls="axis")
+    last = -math.inf
+    for mark in sorted(marks, key=lambda mark: y(mark.y)):
+        at = (x(mark.x), y(mark.y))
+        for a, b in mark.single:
+            picture.add("circle", cx=x(a), cy=y(b), r=2.0, cls="dot")
+        picture.add("line", x1=at[0], x2=at[0], y1=y.clamped(mark.low), y2=y.clamped(mark.high), cls="line s1")
+        picture.add("circle", cx=at[0], cy=at[1], r=4.0, cls="point s1")
+        last = max(at[1] + 4, last + 14)
+        picture.add("line", x1=at[0], y1=at[1], x2=width - 122, y2=last - 4, cls="grid")
+        picture.add("text", mark.label, x=width - 118, y=last)
+    told = "; ".join(f"{mark.label}: {form(mark.y)} at {words.number(mark.x)} nats" for mark in marks)
+    return picture.svg(width, height, f"{title}. {told}.")
 
 
 def axis(values: Sequence[float], limits: tuple[float, float] | None) -> tuple[float, float, list[float]]:

@@ -11,7 +11,7 @@ from typing import Any
 from assay.errors import StorageError, UsageError
 from assay.tracking.metrics import MetricsLine, read_json_lines, read_metrics
 
-REPORTS = ("accuracy", "evaluation", "report")
+REPORTS = ("accuracy", "attribution", "evaluation", "report")
 """JSON files of an artifact that hold more than its flat metrics."""
 
 POLICIES = ("ppo", "group", "preference")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from assay.tracking.report.attribution import attribution_blocks
 from assay.tracking.report.blocks import Block, Chart, Charts, Facts, Note, Section, Table
 from assay.tracking.report.charts import reliability_chart
 from assay.tracking.report.checks import BASELINES
@@ -82,8 +83,8 @@ def reward_section(stage: StageFiles) -> Section:
     blocks: list[Block] = [_accuracies(stage, report)]
     measured = report.get("reliability")
     if isinstance(measured, Mapping) and measured.get("bins"):
-        blocks.append(Charts("Does its confidence mean what it says?", [_reliability(measured)]))
-    blocks += _slices(report) + list(curve_blocks(stage))
+        blocks.append(Charts("Does its confidence mean what it says?", [_reliability(stage, measured)]))
+    blocks += [*_slices(report), *attribution_blocks(stage), *curve_blocks(stage)]
     pairs = f"Trained on {count(stage.get('pairs'))} pairs" if stage.get("pairs") else "A reward model"
     lead = f"{pairs}, measured on {count(stage.get('n'))} held-out pairs of other prompts."
     return Section(stage.id, f"Reward model: {stage.id}", lead, blocks)
@@ -121,10 +122,12 @@ def _accuracies(stage: StageFiles, report: Report) -> Block:
     return ranges("Share of held-out pairs ordered as people did", rows, marks, " ".join(said))
 
 
-def _reliability(measured: Report) -> Chart:
+def _reliability(stage: StageFiles, measured: Report) -> Chart:
     ece, floor = measured["ece"], measured.get("ece_floor")
     said = f"Expected calibration error {percent(ece)}"
     said += f"; perfect confidence would show {percent(floor)} by chance alone." if floor is not None else "."
+    if (raw := stage.get("ece_uncalibrated")) is not None:
+        said += f" Before calibration by a temperature of {number(stage.get('temperature'))} it was {percent(raw)}."
     note = (
         "Across: how sure it is of a pair; up: how often it is right. "
         f"On the dashed line, both agree; a larger dot is more pairs. {said}"

@@ -1,0 +1,246 @@
+"""The reward stage with rankings, objectives, ensembles and judged steps: each learns its toy task in seconds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.unit.stages.toy import COLOURS, QUESTIONS, Memory, run_in_two_parts, same, toy_data, weights
+
+from assay.data.items import as_preferences
+from assay.data.prepared import Prepared, Splits
+from assay.errors import ConfigError, DataError
+from assay.models.roles import RewardModel, load_reward_model
+from assay.rewards.learned import LearnedReward
+from assay.stages import reward
+from assay.stages.comparisons import Comparisons, bootstrap, comparisons_of, ranked_scores, to_learn
+from assay.stages.config import RewardConfig
+from assay.stages.context import StageInputs
+from assay.types import JudgedSteps, Preference, Ranking
+
+LORA = {"r": 8, "alpha": 16, "target_modules": ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]}
+
+
+def config(**changes: object) -> RewardConfig:
+    plain = {"epochs": 6, "batch_size": 10, "max_length": 32, "optim": {"learning_rate": 3e-3}}
+    return RewardConfig.model_validate({**plain, **changes})
+
+
+def learn(base: Path, folder: Path, data: Prepared, **changes: object) -> tuple[RewardModel, dict[str, Any]]:
+    """The stage's model, as its folder gives it, and its metrics."""
+    metrics = reward.run(config(**changes), StageInputs(data, str(base)), Memory(folder))
+    return load_reward_model(folder, trainable=False, max_length=32), metrics
+
+
+def colours(model: RewardModel) -> dict[str, list[float]]:
+    """Scores of every colour, question by question."""
+    return {colour: model.score_texts(QUESTIONS, [colour] * len(QUESTIONS)) for colour in COLOURS}
+
+
+def ordered(model: RewardModel, *best_first: str) -> bool:
+    scores = colours(model)
+    steps = [zip(scores[good], scores[bad], strict=True) for good, bad in itertools.pairwise(best_first)]
+    return all(a > b for step in steps for a, b in step)
+
+
+def of_pairs(pairs: list[Preference], **purposes: Any) -> Prepared:
+    return replace(toy_data(), preferences=Splits(pairs, pairs, pairs), **purposes)
+
+
+def ranked() -> Prepared:
+    """Whole rankings of four on half of the questions, of two on the others."""
+    whole = [Ranking(q, ("blue", "green", "amber", "red")[: 4 if n % 2 else 2]) for n, q in enumerate(QUESTIONS)]
+    pairs = [pair for ranking in whole for pair in as_preferences(ranking)]
+    return of_pairs(pairs, rankings=Splits(whole * 4, whole, whole))
+
+
+def two_minded() -> Prepared:
+    """Asked about taste people prefer blue; asked about warmth they prefer red."""
+    taste, warmth = ("blue", "green", "amber", "red"), ("red", "amber", "green", "blue")
+    return of_pairs(
+        [
+            Preference(q, good, bad, objective=name)
+            for q in QUESTIONS
+            for name, order in (("taste", taste), ("warmth", warmth))
+            for good, bad in itertools.combinations(order, 2)
+        ]
+    )
+
+
+def judged() -> Prepared:
+    """Blue and green are good steps, red and amber are not, wherever they stand."""
+    items = [
+        JudgedSteps(q, steps, tuple(step in ("blue", "green") for step in steps))
+        for q in QUESTIONS
+        for steps in itertools.permutations(COLOURS, 2)
+    ]
+    return replace(toy_data(), steps=Splits(items, items[::5], items[::3]))
+
+
+def test_rankings_are_learned_whole(sft_folder: Path, tmp_path: Path) -> None:
+    model, metrics = learn(sft_folder, tmp_path, ranked())
+    assert ordered(model, "blue", "green")
+    scores = {colour: [values[n] for n in (1, 3, 5)] for colour, values in colours(model).items()}
+    assert all(a > b for a, b in zip(scores["green"], scores["amber"], strict=True))
+    assert all(a > b for a, b in zip(scores["amber"], scores["red"], strict=True))
+    assert metrics["pairs"] == 4 * (3 * 6 + 3)
+    assert metrics["dropped"] == 0
+
+
+def test_a_pair_that_is_part_of_a_ranking_is_not_learned_twice() -> None:
+    data = ranked()
+    alone = Preference(QUESTIONS[0], "blue", "amber")
+    data = replace(data, preferences=Splits([*data.preferences.train, alone], [], []))
+    assert to_learn(data, ("",)) == [alone, *data.rankings.train]
+
+
+def test_a_ranking_with_one_response_left_is_dropped_and_counted(sft_folder: Path, tmp_path: Path) -> None:
+    data = ranked()
+    spoiled = [Ranking(QUESTIONS[0], ("blue", "")), Ranking(QUESTIONS[1], ("blue",))]
+    data = replace(data, rankings=Splits([*data.rankings.train, *spoiled], [], []))
+    _, metrics = learn(sft_folder, tmp_path, data, epochs=1)
+    assert metrics["dropped"] == 2
+
+
+@torch.no_grad()
+def test_scores_of_a_batch_stand_where_their_response_ranks(sft_folder: Path) -> None:
+    model = load_reward_model(sft_folder, head_seed=0, max_length=32)
+    items = [Ranking(QUESTIONS[0], ("red", "blue", "green")), Preference(QUESTIONS[1], "amber", "blue")]
+    scores_PKM, mask_PK = ranked_scores(model, comparisons_of(model, items))
+    assert mask_PK.tolist() == [[True, True, True], [True, True, False]]
+    singly = model.score_texts([QUESTIONS[0]] * 3 + [QUESTIONS[1]] * 2, ["red", "blue", "green", "amber", "blue"])
+    assert scores_PKM[mask_PK][:, 0].tolist() == pytest.approx(singly, abs=1e-4)
+
+
+def test_one_backbone_learns_two_objectives_that_disagree(sft_folder: Path, tmp_path: Path) -> None:
+    model, metrics = learn(sft_folder, tmp_path, two_minded(), objectives={"taste": 1.0, "warmth": 0.1}, epochs=8)
+    assert ordered(model, "blue", "green", "amber", "red")
+    LearnedReward(model, batch_size=8, weights={"warmth": 1.0})
+    assert ordered(model, "red", "amber", "green", "blue")
+    assert metrics["dropped"] == 0
+    with pytest.raises(ConfigError, match='no objective "warmness"'):
+        LearnedReward(model, batch_size=8, weights={"warmness": 1.0})
+
+
+def test_a_finished_model_takes_other_weights(sft_folder: Path, tmp_path: Path) -> None:
+    learn(sft_folder, tmp_path / "first", two_minded(), objectives={"taste": 1.0, "warmth": 0.1}, epochs=8)
+    finished = {"base": str(tmp_path / "first"), "trained": True, "objectives": {"warmth": 1.0}}
+    again, _ = learn(tmp_path / "first", tmp_path / "second", two_minded(), **finished)
+    assert ordered(again, "red", "amber", "green", "blue")
+
+
+def test_an_objective_that_nobody_was_asked_about_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'no train pair was asked about "wit" .*taste, warmth'):
+        learn(tmp_path / "no model here", tmp_path, two_minded(), objectives={"taste": 1.0, "wit": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "lora"),
+    [
+        ({"members": 3, "aggregate": "worst"}, None),
+        ({"members": 2, "of": "adapters", "aggregate": "uncertainty"}, LORA),
+    ],
+    ids=["heads", "adapters"],
+)
+def test_an_ensemble_learns_and_its_members_differ(
+    sft_folder: Path, tmp_path: Path, ensemble: dict[str, Any], lora: object
+) -> None:
+    rate = {"learning_rate": 1e-2 if lora else 3e-3}
+    model, metrics = learn(sft_folder, tmp_path, toy_data(), ensemble=ensemble, lora=lora, optim=rate)
+    assert ordered(model, "blue", "green", "amber") or lora
+    assert sum(a > b for a, b in zip(colours(model)["blue"], colours(model)["red"], strict=True)) >= 5
+    members = model.readout.totals(model.member_scores(QUESTIONS, ["blue"] * len(QUESTIONS)))
+    assert members.shape == (6, ensemble["members"])
+    assert members.std(dim=1).min() > 1e-3
+    assert metrics["disagreement"] > 1e-3
+
+
+def test_every_member_has_its_own_bootstrap_sample() -> None:
+    draws = bootstrap(3, 20_000, seed=0, device="cpu")
+    assert draws is not None
+    assert draws.mean(dim=1).tolist() == pytest.approx([1.0] * 3, abs=4 / 20_000**0.5)
+    assert (draws == 0).float().mean(dim=1).tolist() == pytest.approx([0.3679] * 3, abs=0.02)  # e⁻¹ stay out of the bag
+    assert torch.corrcoef(draws).fill_diagonal_(0).abs().max() < 0.03
+    assert bootstrap(1, 10, seed=0, device="cpu") is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"ensemble": {"members": 3}}, {"objectives": {"taste": 1.0, "warmth": 1.0}}])
+def test_a_step_does_not_depend_on_how_it_is_split(sft_folder: Path, changes: dict[str, Any]) -> None:
+    settings = config(smoothing=0.1, margin=0.2, **changes)
+    data = two_minded() if "objectives" in changes else ranked()
+
+    def gradient(size: int) -> tuple[torch.Tensor, float]:
+        readout = reward.readout_of(settings)
+        model = load_reward_model(sft_folder, head_seed=0, readout=readout, max_length=32)
+        found = comparisons_of(model, to_learn(data, readout.objectives))[:12]
+        lesson = Comparisons(model, found, settings, bootstrap(readout.members, 12, 1, "cpu"))
+        batch, accuracy = list(range(12)), 0.0
+        for start in range(0, 12, size):
+            loss, right = lesson.loss(batch[start : start + size], batch)
+            loss.backward()
+            accuracy += right.item()
+        grads = [p.grad.flatten() for p in model.parameters_trained().values() if p.grad is not None]
+        return torch.cat(grads), accuracy
+
+    whole, right = gradient(12)
+    for size in (1, 5):
+        parts, also = gradient(size)
+        assert torch.allclose(parts, whole, atol=1e-5)
+        assert also == pytest.approx(right, abs=1e-5)
+
+
+@pytest.mark.parametrize("aggregate", ["min", "product", "last"])
+def test_steps_are_judged_as_people_did(sft_folder: Path, tmp_path: Path, aggregate: str) -> None:
+    model, metrics = learn(sft_folder, tmp_path, judged(), steps=aggregate, epochs=4)
+    assert metrics["step_accuracy"] > 0.95 > 0.6 > metrics["step_majority"]
+    good, late, early = model.score_texts([QUESTIONS[0]] * 3, ["blue\ngreen", "blue\nred", "red\nblue"])
+    assert good > late
+    assert (good > early + 1) == (aggregate != "last")
+
+
+def test_an_interrupted_ensemble_ends_with_the_same_weights(sft_folder: Path, tmp_path: Path) -> None:
+    settings = config(epochs=1, ensemble={"members": 2, "of": "adapters"}, lora=LORA)
+    inputs = StageInputs(toy_data(), str(sft_folder))
+    reward.run(settings, inputs, Memory(tmp_path / "whole"))
+    run_in_two_parts(reward.run, settings, inputs, Memory(tmp_path / "parts"), stop_at=2)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    for name in ("adapter", "adapter-2"):
+        files = [tmp_path / side / name / "adapter_model.safetensors" for side in ("whole", "parts")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_report_says_which_words_the_scores_come_from(sft_folder: Path, tmp_path: Path) -> None:
+    model, metrics = learn(sft_folder, tmp_path, toy_data(), epochs=2)
+    pairs = json.loads((tmp_path / "attribution.json").read_text())["pairs"]
+    assert [pair["which"] for pair in pairs] == ["surest", "middling", "worst"]
+    assert pairs[0]["gap"] >= pairs[1]["gap"] >= pairs[2]["gap"]
+    prompts = {q.text: q for q in QUESTIONS}
+    for pair in pairs:
+        for side in ("chosen", "rejected"):
+            text = " ".join(word for word, _ in pair[side])
+            whole, silent = model.score_texts([prompts[pair["prompt"]]] * 2, [text, ""])
+            assert sum(gain for _, gain in pair[side]) == pytest.approx(whole - silent, abs=1e-3)
+    assert metrics["temperature"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ensemble": {"members": 1}}, "greater than or equal to 2"),
+        ({"ensemble": {"aggregate": "median"}}, "'mean', 'worst' or 'uncertainty'"),
+        ({"ensemble": {"of": "adapters"}}, "members of adapters need `lora`"),
+        ({"ensemble": {"members": 2}, "trained": True, "base": "x"}, "leave it out"),
+        ({"objectives": {"taste": 0.0}}, "all weights are 0"),
+        ({"objectives": {"taste": -1.0}}, "greater than or equal to 0"),
+        ({"steps": "min", "objectives": {"taste": 1.0}}, "leave out objectives and ensemble"),
+        ({"smoothing": 0.5}, "less than 0.5"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        config(**changes)

@@ -58,7 +58,12 @@ class Adapters:
     def load(self, name: str, folder: Path) -> None:
         """An adapter that `save` or peft wrote; what else the folder holds (a head) is left to the caller."""
         stored = peft.LoraConfig.from_pretrained(str(folder)).to_dict()
-        unwanted = {"modules_to_save": None, "inference_mode": False, "lora_dropout": 0.0}
+        unwanted = {
+            "modules_to_save": None,
+            "inference_mode": False,
+            "lora_dropout": 0.0,
+            "base_model_name_or_path": None,
+        }
         self._inject(name, peft.LoraConfig(**{**stored, **unwanted}))
         weights = {key: value for key, value in load_file(folder / WEIGHTS).items() if ".lora_" in key}
         own = self.parameters(name)

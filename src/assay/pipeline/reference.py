@@ -100,6 +100,8 @@ def _words(kind: Any) -> str:
     if origin in (list, tuple):
         parts = dict.fromkeys(_words(part) for part in inside if part is not ...)
         return f"list of {' or '.join(parts)}"
+    if origin is dict:
+        return f"map of {_words(inside[1])} by name"
     if isinstance(kind, type) and issubclass(kind, Config):
         return f"stage `{_kind(kind)}`" if "kind" in kind.model_fields else f"{_title(kind)} map"
     return {str: "text", int: "whole number", float: "number", bool: "true or false"}.get(kind, str(kind))
@@ -111,6 +113,6 @@ def _default(info: FieldInfo) -> str:
         return "required"
     if isinstance(value, Config):
         return ", ".join(f"`{k}: {v}`" for k, v in value.model_dump(exclude_defaults=True).items()) or "its defaults"
-    if value is None or value in ((), []):
+    if value is None or value in ((), [], {}):
         return "–"
     return f"`{show(value)}`" if isinstance(value, bool) else f"`{list(value) if isinstance(value, tuple) else value}`"

@@ -65,7 +65,7 @@ class Comparisons:
                 mask_PK,
                 margin=margin_P,
                 centring=self.config.centring,
-                smoothing=self.config.smoothing,
+                smoothing=self.config.label_smoothing,
                 weight_P=None if self.draws_MP is None else self.draws_MP[m, part],
                 total=len(step) if self.draws_MP is None else self.draws_MP[m, step].sum().clamp(min=1),
             )

@@ -171,7 +171,7 @@ def test_every_member_has_its_own_bootstrap_sample() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"ensemble": {"members": 3}}, {"objectives": {"taste": 1.0, "warmth": 1.0}}])
 def test_a_step_does_not_depend_on_how_it_is_split(sft_folder: Path, changes: dict[str, Any]) -> None:
-    settings = config(smoothing=0.1, margin=0.2, **changes)
+    settings = config(label_smoothing=0.1, margin=0.2, **changes)
     data = two_minded() if "objectives" in changes else ranked()
 
     def gradient(size: int) -> tuple[torch.Tensor, float]:
@@ -238,7 +238,7 @@ def test_the_report_says_which_words_the_scores_come_from(sft_folder: Path, tmp_
         ({"objectives": {"taste": 0.0}}, "all weights are 0"),
         ({"objectives": {"taste": -1.0}}, "greater than or equal to 0"),
         ({"steps": "min", "objectives": {"taste": 1.0}}, "leave out objectives and ensemble"),
-        ({"smoothing": 0.5}, "less than 0.5"),
+        ({"label_smoothing": 0.5}, "less than 0.5"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], words: str) -> None:

@@ -46,8 +46,8 @@ class RewardConfig(TrainingConfig):
         default=0.0, description="required score gap m in softplus(-(Δ - m)), reward units; a pair's own is added"
     )
     centring: NonNegativeFloat = Field(default=0.01, description="weight of mean((r_chosen + r_rejected)²)")
-    smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        default=0.0, description="ε: a label counts as right with chance 1 - ε (label smoothing)"
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        default=0.0, description="ε, probability that a label is wrong"
     )
     objectives: dict[str, NonNegativeFloat] = Field(
         default={},

@@ -58,7 +58,9 @@ def run_assay(*words: str, prefix: Sequence[str] = ()) -> Run:
         if process.returncode:
             raise SystemExit(f"assay run {' '.join(words)} ended with exit code {process.returncode}")
         out.seek(0)
-        return Run(json.load(out), wall_s, used.ru_maxrss * 1024 / 1e6)
+        summary = json.load(out)
+        # The run starts the kernel's mark again with every stage, so the kernel's figure is that of the last one.
+        return Run(summary, wall_s, max(used.ru_maxrss, summary["peak_rss_mb"] * 1024) * 1024 / 1e6)
 
 
 def fresh_runs_dir(name: str) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
+import sys
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from assay import __version__
@@ -38,6 +42,24 @@ def device(wanted: str) -> str:
     if not present.get(name, int(index or 0) < torch.cuda.device_count()):
         raise UsageError(f"device: this machine has no {wanted}", hint="use device=auto")
     return wanted
+
+
+class PeakMemory:
+    """The most resident memory since the last `lap`, and in all, in MB.
+
+    On Linux a lap starts the kernel's own mark again; elsewhere a lap's peak is that of the process so far.
+    """
+
+    def __init__(self) -> None:
+        self.most = 0.0
+
+    def lap(self) -> float:
+        """Peak since the last lap; the next one starts now."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+        self.most = max(self.most, peak)
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        return round(peak, 1)
 
 
 def _version(package: str) -> str | None:

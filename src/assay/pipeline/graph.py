@@ -26,6 +26,19 @@ class Source:
     outside: bool = False
 
 
+def spread(stages: Sequence[AnyStage]) -> list[tuple[int, AnyStage]]:
+    """The stages as they run, each with its place in the recipe: one with `seeds: 3` runs as ID-1, ID-2, ID-3."""
+    spread_out: list[tuple[int, AnyStage]] = []
+    for place, stage in enumerate(stages):
+        if stage.seeds == 1:
+            spread_out.append((place, stage))
+        for number in range(stage.seeds if stage.seeds > 1 else 0):
+            seed = None if stage.seed is None else stage.seed + number
+            own = {"id": f"{stage.id or stage.kind}-{number + 1}", "seed": seed, "seeds": 1}
+            spread_out.append((place, stage.model_copy(update=own)))
+    return spread_out
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A stage with its inputs resolved: role → what fills it, several for a role that takes many."""
@@ -64,13 +77,14 @@ def references(config: Config | type[Config]) -> dict[str, StageRef]:
     return {name: mark for name, info in fields.items() for mark in info.metadata if isinstance(mark, StageRef)}
 
 
-def link(model: str, stages: Sequence[AnyStage]) -> tuple[Graph, list[Fault]]:
+def link(model: str, recipe: Sequence[AnyStage]) -> tuple[Graph, list[Fault]]:
     """Nodes with resolved inputs, and every fault found. `model` is the recipe's own model."""
+    stages = spread(recipe)
     earlier: dict[str, str] = {}
-    later = [stage.id or stage.kind for stage in stages]
+    later = [stage.id or stage.kind for _, stage in stages]
     nodes: list[Node] = []
     faults: list[Fault] = []
-    for index, stage in enumerate(stages):
+    for index, stage in stages:
         name = later.pop(0)
         faults += _name_faults(index, name, earlier)
         inputs: dict[str, tuple[Source, ...]] = {}

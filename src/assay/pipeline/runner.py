@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +44,13 @@ def write_report(run_dir: Path) -> None:
     from assay.tracking import report
 
     report.write_report(run_dir)
+
+
+def show_plots(to: Sequence[sinks.Sink], kind: str, folder: Path) -> None:
+    """The stage's pictures in every sink; their libraries are imported now."""
+    from assay.tracking import plots
+
+    plots.show(to, kind, folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,7 @@ class _Run:
     began: float = field(default_factory=time.monotonic)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     data: Prepared | None = None
+    memory: environment.PeakMemory = field(default_factory=environment.PeakMemory)
 
     def step(self, step: Step) -> None:
         """Take the artifact, or make it."""
@@ -133,7 +140,7 @@ class _Run:
             "run": self.folder.name,
             "dir": str(self.folder),
             "wall_s": round(time.monotonic() - self.began, 2),
-            "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            "peak_rss_mb": max(self.memory.lap(), self.memory.most),
             "stages": {
                 name: {"kind": made.manifest["kind"], "artifact": made.id, "metrics": made.manifest["metrics"]}
                 for name, made in self.artifacts.items()
@@ -143,6 +150,7 @@ class _Run:
     def _make(self, step: Step, folder: Path) -> Artifact:
         started, recipe = datetime.now(UTC), self.named.recipe
         device = environment.device(recipe.device) if step.node else "cpu"
+        self.memory.lap()
         with ExitStack() as stack:
             mirrors = stack.enter_context(
                 sinks.started(recipe.track, self.folder, run=f"{self.folder.name}/{step.id}", config=dict(step.config))
@@ -151,6 +159,8 @@ class _Run:
                 stage_context(folder, seed=step.identity.seed, device=device, mirrors=mirrors, stop=self.request.stop)
             )
             metrics = self._work(step, ctx)
+            if mirrors:
+                show_plots(mirrors, step.identity.kind, folder)
         return self.store.publish(
             step.identity,
             {
@@ -166,6 +176,7 @@ class _Run:
                 "started": started.isoformat(timespec="seconds"),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "wall_s": round(ctx.seconds, 2),
+                "peak_rss_mb": self.memory.lap(),
             },
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from assay import rng
 from assay.config import Config
+from assay.data import hub
 from assay.data.config import FileData, FileSource
 from assay.models.locate import locate
 from assay.pipeline.artifacts import Identity, fingerprint
@@ -48,7 +49,8 @@ def steps(named: NamedRecipe, wanted: Collection[str], *, fetch: bool = True) ->
         for role, sources in node.inputs.items():
             inputs[role] = ",".join(_source_id(source, made, fetch) for source in sources)
         settings = node.config.model_dump(mode="json")
-        unnamed = {key: value for key, value in settings.items() if key not in {"id", "seed", *references(node.config)}}
+        named_otherwise = {"id", "seed", "seeds", *references(node.config)}
+        unnamed = {key: value for key, value in settings.items() if key not in named_otherwise}
         unnamed["template"] = recipe.model.template
         seed = rng.derive(recipe.seed, node.id) if node.config.seed is None else node.config.seed
         identity = Identity(node.kind, unnamed, inputs, seed=seed)
@@ -57,12 +59,12 @@ def steps(named: NamedRecipe, wanted: Collection[str], *, fetch: bool = True) ->
 
 
 def data_hashes(data: Config) -> dict[str, str]:
-    """Content hash of every file source; the name itself for a hub id, which has no content yet."""
+    """Content hash of every file source; of a hub id, which has no content yet, name and commit."""
     if not isinstance(data, FileData):
         return {}
     own = {name: getattr(data, name) for name in FileData.model_fields}
     sources: Iterable[FileSource] = [data, *(source for source in own.values() if isinstance(source, FileSource))]
-    return {path: _content(Path(path)) or f"hub:{path}" for source in sources for path in source.paths}
+    return {path: _content(path) for source in sources for path in source.paths}
 
 
 def is_hub_id(path: str) -> bool:
@@ -77,5 +79,7 @@ def _source_id(source: Source, made: Mapping[str, Step], fetch: bool) -> str:
     return f"model:{fingerprint(locate(source.name)) if known else source.name}"
 
 
-def _content(path: Path) -> str | None:
-    return fingerprint(path) if path.exists() else None
+def _content(path: str) -> str:
+    if Path(path).exists():
+        return fingerprint(Path(path))
+    return hub.hub_content(path) if hub.is_hub_id(path) else f"missing:{path}"

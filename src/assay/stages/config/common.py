@@ -34,6 +34,7 @@ class StageConfig(Config):
 
     id: str | None = Field(default=None, description="name of the stage in this recipe; its kind when left out")
     seed: int | None = Field(default=None, description="seed of this stage; derived from the run's when left out")
+    seeds: PositiveInt = Field(default=1, description="times to run it, each with a seed of its own, as ID-1, ID-2 …")
 
     @property
     def leaves_model(self) -> bool:

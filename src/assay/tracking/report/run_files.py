@@ -14,7 +14,7 @@ from assay.tracking.metrics import MetricsLine, read_json_lines, read_metrics
 REPORTS = ("accuracy", "attribution", "evaluation", "report")
 """JSON files of an artifact that hold more than its flat metrics."""
 
-POLICIES = ("ppo", "group", "preference")
+POLICIES = ("ppo", "group", "preference", "bestof", "distill")
 """Kinds of stages that compare the policy they trained with the one it started from."""
 
 

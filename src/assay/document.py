@@ -212,7 +212,11 @@ class _Builder:
 
     def _map(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
+        merged: dict[str, Any] = {}
+        for key_node, value_node in sorted(node.value, key=lambda pair: pair[0].value != "<<"):
+            if key_node.value == "<<" and isinstance(value_node, yaml.MappingNode):  # `<<: *other`: what is not set here
+                merged = self._map(value_node, path)
+                continue
             key, place = self.loader.construct_object(key_node, deep=True), self._place(key_node)
             if not isinstance(key, str):
                 raise ConfigError(f"{place}: a key must be a word, not {show(key)}", hint="quote it if it is meant")
@@ -224,7 +228,7 @@ class _Builder:
                 )
             self.origins[(*path, key)] = place
             result[key] = self.build(value_node, (*path, key))
-        return result
+        return {**merged, **result}
 
     def _place(self, node: yaml.Node) -> str:
         return f"{self.source}:{node.start_mark.line + 1}"

@@ -131,3 +131,9 @@ def test_values_are_shown_on_one_short_line():
 def test_an_empty_file_is_an_empty_map():
     assert read_yaml("", "r.yaml").data == {}
     assert Document({}).origin(("a",)) == ""
+
+
+def test_a_merged_map_gives_what_the_other_does_not_set() -> None:
+    document = read_yaml("a: &one {x: 1, y: 2}\nb: {y: 3, <<: *one}\n", "r.yaml")
+    assert document.data == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
+    assert document.origin(("b", "y")) == "r.yaml:2"

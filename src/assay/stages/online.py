@@ -260,7 +260,7 @@ def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, 
             drift_coef=config.penalty_coef,
         )
         if config.kl_loss is not None:
-            loss = loss + kl_coef * kl_loss(scored.logprobs_BR, rows, config.kl_loss)
+            loss = loss + kl_coef * kl_loss(scored.logprobs_BR, rows, config)
         if scored.entropy_BR is not None:
             bonus = policy_loss.entropy_loss(scored.entropy_BR, rows.mask_BR, rows.weights_BR)
             loss = loss + config.entropy_coef * bonus
@@ -275,10 +275,15 @@ def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, 
     }
 
 
-def kl_loss(logprobs_BR: Tensor, rows: Experience, estimator: str) -> Tensor:
-    """KL to the reference as a loss, weighted as the surrogate is: k2 of whole responses, or k3 token by token."""
-    if estimator == "k3":
-        kl_BR = token_k3(logprobs_BR, rows.reference_BR, rows.mask_BR)
-        return (rows.weights_BR * kl_BR).sum()
-    weights_B = rows.weights_BR.amax(dim=1)  # every aggregation weighs the tokens of one response alike
+def kl_loss(logprobs_BR: Tensor, rows: Experience, config: SamplingStageConfig) -> Tensor:
+    """KL to the reference as a loss: k2 of whole responses, or k3 token by token, weighed as the surrogate's gradient.
+
+    The ratio of a whole trajectory stands at each of its tokens: its gradient counts |y| times over, so the KL must too.
+    """
+    weights_BR = rows.weights_BR
+    if config.ratio == "trajectory":
+        weights_BR = weights_BR * rows.mask_BR.sum(dim=1, keepdim=True)
+    if config.kl_loss == "k3":
+        return (weights_BR * token_k3(logprobs_BR, rows.reference_BR, rows.mask_BR)).sum()
+    weights_B = weights_BR.amax(dim=1)  # every aggregation weighs the tokens of one response alike
     return (weights_B * sequence_k2(logprobs_BR, rows.reference_BR, rows.mask_BR)).sum()

@@ -278,7 +278,7 @@ def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, 
 def kl_loss(logprobs_BR: Tensor, rows: Experience, config: SamplingStageConfig) -> Tensor:
     """KL to the reference as a loss: k2 of whole responses, or k3 token by token, weighed as the surrogate's gradient.
 
-    The ratio of a whole trajectory stands at each of its tokens: its gradient counts |y| times over, so the KL must too.
+    A trajectory's ratio stands at each of its tokens: its gradient counts |y| times over, and so must the KL.
     """
     weights_BR = rows.weights_BR
     if config.ratio == "trajectory":

@@ -1,0 +1,117 @@
+"""Best-of-n as a policy, and rounds of imitating it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.unit.stages.test_stages_learning import LORA, SAMPLING, answers
+from tests.unit.stages.toy import Memory, run_in_two_parts, same, toy_data, weights
+from transformers import AutoModelForCausalLM
+
+from assay.algorithms.bestof import kl_bound
+from assay.errors import DataError, TrainingError
+from assay.stages import bestof
+from assay.stages.bestof import powers_of_two
+from assay.stages.config import BestOfConfig
+from assay.stages.context import StageInputs
+
+
+def config(**changes: object) -> BestOfConfig:
+    return BestOfConfig.model_validate(
+        {
+            "answers": 8,
+            "prompts": 24,
+            "batch_size": 12,
+            "max_length": 32,
+            "optim": {"learning_rate": 3e-3, "schedule": "constant"},
+            "sampling": SAMPLING,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture
+def inputs(sft_folder: Path, reward_folder: Path) -> StageInputs:
+    def truth(prompts: object, responses: object) -> list[float]:
+        assert isinstance(responses, list)
+        return [float(response == "blue") for response in responses]
+
+    data = toy_data()
+    test = replace(data.prompts, test=data.prompts.test * 20)
+    return StageInputs(replace(data, prompts=test), str(sft_folder), reward=str(reward_folder), truth=truth)
+
+
+def test_the_best_of_more_answers_is_better_and_as_far_from_the_policy_as_theory_says(
+    inputs: StageInputs, tmp_path: Path
+) -> None:
+    """Four answers of about equal probability: of n answers one is blue, the best, with probability 1 − (3/4)^n."""
+    ctx = Memory(tmp_path)
+    metrics = bestof.run(config(answers=16), inputs, ctx)
+    for n in (1, 2, 4, 8, 16):
+        assert metrics[f"best_of_{n}/truth"] == pytest.approx(1 - 0.75**n, abs=0.12)
+        assert metrics[f"best_of_{n}/kl_bound"] == pytest.approx(kl_bound(n))
+        assert -1e-6 <= metrics[f"best_of_{n}/kl"] <= kl_bound(n) + 1e-6
+    rewards = [metrics[f"best_of_{n}/reward"] for n in (1, 2, 4, 8, 16)]
+    assert rewards == sorted(rewards)
+    # The best is one answer in four or so: its KL is log 4, far below the bound of 1.84.
+    assert metrics["kl"] == metrics["best_of_16/kl"] == pytest.approx(math.log(4), abs=0.25)
+    assert len(ctx.texts) == len(inputs.data.prompts.test)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("lora", "rate", "least"), [(None, 3e-3, 0.7), (LORA, 1e-2, 0.4)], ids=["full", "lora"])
+def test_rounds_move_the_policy_to_the_preferred_answer(
+    inputs: StageInputs, sft_folder: Path, tmp_path: Path, lora: object, rate: float, least: float
+) -> None:
+    ctx = Memory(tmp_path)
+    metrics = bestof.run(config(rounds=4, lora=lora, optim={"learning_rate": rate}), inputs, ctx)
+    before, after = answers(sft_folder), answers(tmp_path)
+    assert before["blue"] / before.total() < 0.4
+    assert after["blue"] / after.total() > least
+    assert metrics["reward_after"] > metrics["reward_before"]
+    assert metrics["kl"] > 0
+    assert metrics["episodes"] == 4 * 24 * 8
+    scores = [ctx.logged[done]["objective/score"] for done in (1, 4)]
+    assert scores[0] < scores[1] < ctx.logged[4]["objective/best_score"]
+    AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_an_interrupted_stage_ends_with_the_same_weights(inputs: StageInputs, tmp_path: Path) -> None:
+    short = config(rounds=3)
+    whole = bestof.run(short, inputs, Memory(tmp_path / "whole"))
+    parts = run_in_two_parts(bestof.run, short, inputs, Memory(tmp_path / "parts"), stop_at=2)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert whole == parts
+
+
+def test_how_a_batch_is_split_changes_nothing(inputs: StageInputs, tmp_path: Path) -> None:
+    def train(size: int | None, name: str) -> Path:
+        bestof.run(config(rounds=1, micro_batch_size=size), inputs, Memory(tmp_path / name))
+        return tmp_path / name
+
+    whole, parts = weights(train(None, "whole")), weights(train(5, "parts"))
+    assert max((whole[name] - parts[name]).abs().max().item() for name in whole) < 1e-5
+
+
+def test_answers_that_never_end_are_not_imitated(inputs: StageInputs, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no answer of round 1 ended within 1 tokens"):
+        bestof.run(config(rounds=1, sampling={"max_new_tokens": 1}), inputs, Memory(tmp_path))
+
+
+def test_without_a_reward_model_there_is_one_clear_error(inputs: StageInputs, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="bestof has no reward model"):
+        bestof.run(config(), replace(inputs, reward=None), Memory(tmp_path))
+
+
+@pytest.mark.parametrize(("largest", "ns"), [(2, [1, 2]), (8, [1, 2, 4, 8]), (12, [1, 2, 4, 8, 12])])
+def test_n_doubles_up_to_the_largest(largest: int, ns: list[int]) -> None:
+    assert powers_of_two(largest) == ns
+
+
+@pytest.mark.parametrize("bad", [{"answers": 1}, {"sampling": {"temperature": 0}}, {"sampling": {"top_p": 0.9}}])
+def test_what_makes_no_sense_is_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"answers|sampling"):
+        config(**bad)

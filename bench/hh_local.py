@@ -50,7 +50,8 @@ def page(facts: Mapping[str, Any], run: Run) -> str:
     return (
         f"# Real human preferences\n\n{common.origin_text(facts)}"
         f"{run.wall_s:.0f} s, at most {run.peak_rss_mb:,.0f} MB. "
-        f"{data['preferences_train']:,} pairs to train on; reward model and judge had disjoint parts of them.\n\n"
+        f"{data['preferences_train']:,} pairs to train on; reward model and judge had disjoint parts of them. The\n"
+        "baselines beside a model learned from the pairs that it had.\n\n"
         f"## What is good and what is not\n\n{chr(10).join(sections)}\n"
         f"## Reward models on held-out pairs\n\n{accuracy_table(reports)}\n{baseline_note(reports)}\n"
         f"## PPO\n\n{policy_table(run)}\n{NOTES}"
@@ -58,19 +59,30 @@ def page(facts: Mapping[str, Any], run: Run) -> str:
 
 
 def accuracy_table(reports: Mapping[str, dict[str, Any]]) -> str:
-    """All pairs and each source: every model beside chance and the baselines, on the same pairs."""
-    first = next(iter(reports.values()))
-    parts = {"all": reports} | {
-        source: {stage: report["slices"]["source"][source] for stage, report in reports.items()}
-        for source in first["slices"]["source"]
-    }
+    """Every model, on all pairs and on those of each source, beside chance and what the same training pairs teach
+    the baselines."""
+
+    def row(stage: str, pairs: str, facts: Mapping[str, Any]) -> list[str]:
+        report, rivals = reports[stage], [interval(facts["baselines"][rival], "accuracy") for rival in RIVALS]
+        whole = pairs == "all"
+        return [
+            MODELS[stage] if whole else "",
+            f"{report['baseline_pairs']:,}" if whole else "",
+            pairs,
+            str(facts["n"]),
+            interval(facts, "accuracy"),
+            percent(report["chance"]),
+            *rivals,
+            percent(report["ece"]) if whole else "",
+        ]
+
     rows = [
-        [name, str(next(iter(part.values()))["n"]), *(interval(part[stage], "accuracy") for stage in MODELS), "50 %"]
-        + [interval(next(iter(part.values()))["baselines"][rival], "accuracy") for rival in RIVALS]
-        for name, part in parts.items()
+        row(stage, pairs, facts)
+        for stage, report in reports.items()
+        for pairs, facts in {"all": report, **report["slices"]["source"]}.items()
     ]
-    calibration = [["calibration error", "", *(percent(report["ece"]) for report in reports.values()), "", "", ""]]
-    return common.table(["pairs", "n", *MODELS.values(), "chance", *RIVALS.values()], rows + calibration)
+    header = ["model", "learned from", "pairs", "n", "accuracy", "chance", *RIVALS.values(), "calibration error"]
+    return common.table(header, rows)
 
 
 def baseline_note(reports: Mapping[str, dict[str, Any]]) -> str:

@@ -12,6 +12,7 @@ from assay.data.config import CleanConfig
 from assay.data.items import identity, prompt_of, replies_of, texts_of
 from assay.data.load import Drops, Entry
 from assay.data.near import near_duplicates
+from assay.data.ngrams import repetition
 from assay.data.records import Item
 from assay.rng import python_rng
 from assay.types import Preference, Prompt
@@ -65,13 +66,6 @@ def balance(entries: Sequence[Entry], by: str, seed: int, drops: Drops) -> list[
     for index in sorted(out):
         drops.add(f"more than the smallest {by} has", entries[index].place)
     return [entry for index, entry in enumerate(entries) if index not in out]
-
-
-def repetition(text: str) -> float:
-    """Share of the runs of 4 words that occurred before in the text; 0 for shorter texts."""
-    words = text.lower().split()
-    runs = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def script_share(text: str, script: str) -> float:
@@ -135,7 +129,7 @@ def _script(item: Item, script: str) -> str | None:
 
 
 def _repeats(item: Item, limit: float) -> str | None:
-    worst = max(map(repetition, replies_of(item)), default=0.0)
+    worst = max((repetition(reply.lower().split()) for reply in replies_of(item)), default=0.0)
     return f"more than {limit:.0%} of its runs of 4 words are repeats" if worst > limit else None
 
 

@@ -14,7 +14,7 @@ from assay.data.config import FileSource
 from assay.data.dialogue import Unfit
 from assay.data.files import Located, kind_of, list_files, places, read_rows
 from assay.data.formats import Format
-from assay.data.hub import hub_rows, is_hub_id
+from assay.data.hub import hub_content, hub_rows, is_hub_id
 from assay.data.recognise import named, read_row, recognise
 from assay.data.records import Item
 from assay.errors import DataError
@@ -116,14 +116,14 @@ def read(source: FileSource | str | Path, *, format: str = "auto", seed: int = 0
 
 
 def content_hashes(source: FileSource) -> dict[str, str]:
-    """File → hash of its bytes; hub id → id and split, since its content is not here to hash.
+    """File → hash of its bytes; hub id → id, commit and split, since its content is not here to hash.
 
     What decides whether prepared data can be used again. Raises DataError when a path does not exist.
     """
     hashes: dict[str, str] = {}
     for path in source.paths:
         if is_hub_id(path):
-            hashes[path] = f"hub:{path}@{source.split}"
+            hashes[path] = f"{hub_content(path)} {source.split}"
             continue
         for file in _files(path, source.include):
             with file.open("rb") as raw:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from assay.data.items import prompt_of
+from assay.data.ngrams import ngrams
 from assay.data.prepared import Splits
 from assay.data.records import Item
 from assay.errors import DataError
@@ -95,7 +96,7 @@ def _runs_of(prompts: Iterable[Prompt]) -> set[tuple[str, ...]]:
 def _runs(prompt: Prompt) -> set[tuple[str, ...]]:
     """Runs of 8 words of what the user said."""
     said = (re.findall(r"\w+", turn.content.lower()) for turn in prompt.messages if turn.role == "user")
-    return {tuple(words[i : i + RUN]) for words in said for i in range(len(words) - RUN + 1)}
+    return {run for words in said for run in ngrams(words, RUN)}
 
 
 def _unit(seed: int, key: str) -> float:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from assay.data.ngrams import repetition
 from assay.errors import DataError
 from assay.evaluation.safety import is_refusal, refusal_report
 from assay.evaluation.statistics import Numbers, paired_bootstrap, same_length
-from assay.evaluation.text import References, repetition, text_report, words
+from assay.evaluation.text import References, text_report, words
 from assay.evaluation.winrate import win_rate
 from assay.types import Completion
 
@@ -18,7 +19,7 @@ Pair = tuple[Numbers, Numbers]
 """One number per completion: before, after."""
 
 MEASURES: dict[str, Callable[[Completion], float]] = {
-    "repetition": lambda completion: repetition(completion.response),
+    "repetition": lambda completion: repetition(words(completion.response)),
     "length_words": lambda completion: float(len(words(completion.response))),
     "length_tokens": lambda completion: float(completion.tokens),
     "truncated": lambda completion: float(completion.finish == "length"),

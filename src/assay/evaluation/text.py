@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from assay.data.ngrams import ngrams, repetition
 from assay.errors import DataError
 from assay.evaluation.statistics import bootstrap_mean, proportion, same_length
 from assay.types import Completion
@@ -22,18 +23,6 @@ ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 def words(text: str) -> list[str]:
     """Lower-case words and punctuation marks."""
     return WORD.findall(text.lower())
-
-
-def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """All runs of `n` tokens, in order."""
-    return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
-
-
-def repetition(text: str, n: int = 4) -> float:
-    """Share of n-grams that occurred before in the same text, 1 − distinct/all: rep-4 (Welleck et al. 2020,
-    arXiv 1908.04319, eq. 10, seq-rep-n). A text too short to hold an n-gram repeats nothing: 0."""
-    runs = ngrams(words(text), n)
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def distinct(texts: Sequence[str], n: int) -> float | None:
@@ -105,7 +94,7 @@ def text_report(
     counts = [len(words(text)) for text in texts]
     report: dict[str, Any] = {
         "n": len(texts),
-        **bootstrap_mean([repetition(text) for text in texts], seed=seed).named("repetition"),
+        **bootstrap_mean([repetition(words(text)) for text in texts], seed=seed).named("repetition"),
         "distinct_1": distinct(texts, 1),
         "distinct_2": distinct(texts, 2),
         **bootstrap_mean(counts, seed=seed).named("length_words"),

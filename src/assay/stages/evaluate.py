@@ -9,11 +9,11 @@ import json
 from typing import Any
 
 from assay import rng
-from assay.data.render import Renderer
 from assay.errors import DataError
 from assay.models.roles import load_policy
 from assay.rollout import collect
 from assay.rollout.engine import Engine
+from assay.stages import loop
 from assay.stages.config import EvaluateConfig
 from assay.stages.context import RunContext, StageInputs
 from assay.types import Completion
@@ -32,7 +32,7 @@ def run(config: EvaluateConfig, inputs: StageInputs, ctx: RunContext) -> dict[st
     with ctx.progress(len(inputs.policies), "evaluate") as progress:
         for done, (name, path) in enumerate(inputs.policies.items(), start=1):
             policy = load_policy(path, trainable=False, device=ctx.device)
-            renderer = Renderer(policy.tokenizer, template=inputs.template, max_length=config.max_length)
+            renderer = policy.renderer(inputs.template, config.max_length)
             engine = Engine(policy, renderer, max_batch=config.batch_size)
             generations = collect.sample(engine, prompts, config.sampling, rng.derive(ctx.seed, "test"))
             answers[name] = [generation.completion for generation in generations]
@@ -51,9 +51,7 @@ def run(config: EvaluateConfig, inputs: StageInputs, ctx: RunContext) -> dict[st
             for i, prompt in enumerate(prompts)
         ],
     )
-    return {"selected": report["selected"], "prompts": len(prompts)} | {
-        f"{name}/{key}": value
-        for name, policy in report["policies"].items()
-        for key, value in policy.items()
-        if isinstance(value, int | float)
-    }
+    metrics = {"selected": report["selected"], "prompts": len(prompts)}
+    for name, policy in report["policies"].items():
+        metrics |= loop.numbers(policy, prefix=f"{name}/")
+    return metrics

@@ -27,7 +27,7 @@ def run(config: SFTConfig, inputs: StageInputs, ctx: RunContext) -> dict[str, fl
         gradient_checkpointing=config.gradient_checkpointing,
         seed=ctx.seed,
     )
-    renderer = Renderer(policy.tokenizer, template=inputs.template, max_length=config.max_length)
+    renderer = policy.renderer(inputs.template, config.max_length)
     rows = demonstration_rows(renderer, inputs.data.demonstrations.train)
     held_out = demonstration_rows(renderer, inputs.data.demonstrations.validation)
     if not rows:

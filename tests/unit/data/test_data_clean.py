@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.oracles.padding import similarity
 
-from assay.data.clean import balance, clean, repetition, script_share
+from assay.data.clean import balance, clean, script_share
 from assay.data.config import CleanConfig
 from assay.data.load import Drops, Entry
 from assay.data.near import near_duplicates
@@ -90,11 +90,6 @@ def test_examples_are_few_and_short() -> None:
     assert entry["count"] == 9
     assert len(entry["examples"]) == 5
     assert all(len(example["text"]) < 150 for example in entry["examples"])
-
-
-def test_repetition_is_the_share_of_four_word_runs_seen_before() -> None:
-    assert repetition("a b c d a b c d") == pytest.approx(1 / 5)  # abcd bcda cdab dabc abcd
-    assert repetition("a b c") == 0.0
 
 
 def test_script_share_counts_letters_only() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -14,14 +16,18 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from assay.data import hub
-from assay.data.config import FileSource
+from assay.data.config import FileData, FileSource
 from assay.data.files import read_rows
 from assay.data.load import content_hashes, read
 from assay.errors import DataError
+from assay.pipeline.steps import data_hashes
 from assay.types import Preference
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROWS = [
     {"prompt": "Where is the lift?\u2028And the bar?", "chosen": 'Left, then "up".', "rejected": "No\nidea."},
     {"prompt": "Is there, by chance, a pool?", "chosen": "Yes — ünder the roof", "rejected": "Who knows"},
@@ -216,10 +222,45 @@ def test_a_hub_id_is_read_through_datasets(streaming: bool, monkeypatch: pytest.
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(hub, "_hub_resolves", lambda: True)
+    monkeypatch.setattr(HfApi, "dataset_info", lambda api, name, timeout: SimpleNamespace(sha=COMMIT))
     loaded = read(FileSource(path="Anthropic/hh-rlhf/harmless-base", split="test", streaming=streaming, subset_size=2))
     assert asked == [("Anthropic/hh-rlhf", {"data_dir": "harmless-base", "split": "test", "streaming": streaming})]
     assert len(loaded.entries) == 2
-    assert loaded.files["Anthropic/hh-rlhf/harmless-base"]["hash"] == "hub:Anthropic/hh-rlhf/harmless-base@test"
+    assert (
+        loaded.files["Anthropic/hh-rlhf/harmless-base"]["hash"] == f"hub:Anthropic/hh-rlhf/harmless-base@{COMMIT} test"
+    )
+
+
+def test_the_content_of_a_hub_data_set_is_its_latest_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def dataset_info(api: HfApi, name: str, timeout: float) -> SimpleNamespace:
+        asked.append(name)
+        return SimpleNamespace(sha=COMMIT)
+
+    monkeypatch.setattr(hub, "_hub_resolves", lambda: True)
+    monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
+    source = FileData(path="own/er", prompts=FileSource(path="a/b/folder"))
+    assert data_hashes(source) == {"own/er": f"hub:own/er@{COMMIT}", "a/b/folder": f"hub:a/b/folder@{COMMIT}"}
+    assert asked == ["own/er", "a/b"]
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_without_an_answer_of_the_hub_the_newest_cached_commit_counts(
+    online: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(api: HfApi, name: str, timeout: float) -> None:
+        raise OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(hub, "_hub_resolves", lambda: online)
+    monkeypatch.setattr(HfApi, "dataset_info", refuse)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    assert hub.hub_content("Own/er_x") == "hub:Own/er_x"
+    for age, name in enumerate(("0" * 40, COMMIT, "1" * 40, "no-commit")):
+        copy = tmp_path / "Own___er_x" / "default" / "0.0.0" / name
+        copy.mkdir(parents=True)
+        os.utime(copy, (1e9 - 60 * abs(age - 1),) * 2)
+    assert hub.hub_content("Own/er_x") == f"hub:Own/er_x@{COMMIT}"
 
 
 def test_a_hub_id_without_network_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

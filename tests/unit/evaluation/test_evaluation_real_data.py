@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from assay.data.ngrams import repetition
 from assay.evaluation.baselines import Baselines, outcomes
 from assay.evaluation.preference import preference_report
 from assay.evaluation.safety import is_refusal
 from assay.evaluation.statistics import Interval, accuracy_ceiling, bootstrap_mean, pairwise_agreement
-from assay.evaluation.text import repetition, rouge
+from assay.evaluation.text import rouge, words
 from assay.evaluation.winrate import win_rate
 from assay.types import Preference, Prompt
 
@@ -85,7 +86,9 @@ def test_supervised_models_repeat_less_than_their_bases(shared_data):
     for row in rows:
         samples[row["model_type"]].append(row)
     for size in ("xl", "6b", "175b"):
-        base, tuned = ([repetition(row["sample"]) for row in samples[f"{kind}-{size}"]] for kind in ("gpt", "sft"))
+        base, tuned = (
+            [repetition(words(row["sample"])) for row in samples[f"{kind}-{size}"]] for kind in ("gpt", "sft")
+        )
         change = bootstrap_mean(np.array(tuned) - np.array(base), seed=0)
         assert bounds(change)[1] < 0
     overlap = {

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.oracles.evaluation import slow_bleu, slow_longest_common, slow_repeated_share
 
+from assay.data.ngrams import repetition
 from assay.errors import DataError
-from assay.evaluation.text import bleu, distinct, repetition, rouge, text_report, words
+from assay.evaluation.text import bleu, distinct, rouge, text_report, words
 from assay.types import Completion, Prompt
 
 LETTERS = st.lists(st.sampled_from("abc"), min_size=0, max_size=14)
@@ -26,13 +27,13 @@ def test_words_are_lower_case_and_punctuation_stands_alone():
 
 @given(letters=LETTERS)
 def test_repetition_is_the_share_of_4_grams_seen_before(letters):
-    assert repetition(" ".join(letters)) == pytest.approx(slow_repeated_share(letters, 4))
+    assert repetition(letters) == pytest.approx(slow_repeated_share(letters, 4))
 
 
 def test_repetition_by_hand():
-    assert repetition("a b c d a b c d") == pytest.approx(1 / 5)
-    assert repetition("yes " * 13) == pytest.approx(9 / 10)
-    assert repetition("too short here") == 0
+    assert repetition(["a", "b", "c", "d", "a", "b", "c", "d"]) == pytest.approx(1 / 5)  # abcd bcda cdab dabc abcd
+    assert repetition([7] * 13) == pytest.approx(9 / 10)
+    assert repetition(["too", "short", "here"]) == 0
 
 
 def test_distinct_counts_over_all_texts_together():

@@ -174,9 +174,9 @@ def kto_loss(
     shares of `total`: accuracy (good above z₀, bad below; ties ½), and reward_margin, the mean of ±β·(x − z₀).
     Source: KTO (arXiv 2402.01306), sec. 4.1.
     """
-    sign_B = torch.where(good_B, 1.0, -1.0)
-    gain_B = sign_B * (log_ratio_B - baseline)
-    weight_B = torch.where(good_B, desirable_weight, 1.0)
+    good_B = good_B.to(log_ratio_B.dtype)
+    gain_B = (2 * good_B - 1) * (log_ratio_B - baseline)
+    weight_B = 1 + (desirable_weight - 1) * good_B
     with torch.no_grad():
         metrics = {
             "accuracy": (0.5 + 0.5 * gain_B.sign()).sum() / total,

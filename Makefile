@@ -20,7 +20,7 @@ export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format clean embedded kill hh
+.PHONY: help demo test check format clean embedded kill hh proof mutants
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,12 @@ kill: $(VENV)/.installed ## kill a run five times and compare its weights: docs/
 
 hh: $(VENV)/.tools ## measure the run on real preferences, DATA=folder of HH-RLHF: docs/results/hh_local.md
 	$(BIN)/python -m bench.hh_local '$(DATA)'
+
+proof: $(VENV)/.tools ## train every method on a world that can be summed over: docs/results/proof.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.proof
+
+mutants: $(VENV)/.tools ## put one mistake at a time into a copy of the package; the tests must notice: docs/results/mutants.md
+	$(BIN)/python -m bench.mutants
 
 clean: ## remove the environment and every cache, but no run
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

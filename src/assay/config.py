@@ -26,7 +26,9 @@ class StageRef:
     """Marks a field that names an earlier stage of the recipe: `Annotated[str | None, StageRef("sft", model=True)]`."""
 
     kinds: tuple[str, ...]
-    """Kinds of stage that can fill it; the latest of them does when the recipe names none."""
+    """Kinds of stage that can fill it."""
+    default: tuple[str, ...]
+    """Those of them whose latest stage fills it when the recipe names none; all of them if left out."""
     required: bool
     """Whether it is a fault that nothing fills it."""
     model: bool
@@ -37,9 +39,16 @@ class StageRef:
     """It is a list, by default of every suitable stage."""
 
     def __init__(
-        self, *kinds: str, required: bool = True, model: bool = False, auto: bool = True, many: bool = False
+        self,
+        *kinds: str,
+        default: tuple[str, ...] = (),
+        required: bool = True,
+        model: bool = False,
+        auto: bool = True,
+        many: bool = False,
     ) -> None:
-        for name, value in {"kinds": kinds, "required": required, "model": model, "auto": auto, "many": many}.items():
+        own = {"kinds": kinds, "default": default or kinds, "required": required}
+        for name, value in {**own, "model": model, "auto": auto, "many": many}.items():
             object.__setattr__(self, name, value)
 
 

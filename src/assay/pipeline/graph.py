@@ -131,7 +131,7 @@ def _default(rule: StageRef, earlier: Mapping[str, str], model: str) -> tuple[So
     """What fills a role that the recipe leaves open."""
     if not rule.auto:
         return ()
-    suitable = [Source(name) for name, kind in earlier.items() if kind in rule.kinds]
+    suitable = [Source(name) for name, kind in earlier.items() if kind in rule.default]
     if rule.many:
         return tuple(suitable)
     return tuple(suitable[-1:]) or ((Source(model, outside=True),) if rule.model else ())

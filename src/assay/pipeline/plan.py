@@ -20,6 +20,8 @@ from assay.pipeline.recipe import NamedRecipe
 from assay.pipeline.runner import Request, selected
 from assay.pipeline.steps import DATA, Step, is_hub_id
 from assay.stages.config import (
+    BestOfConfig,
+    DistillConfig,
     EvaluateConfig,
     PPOConfig,
     PreferenceConfig,
@@ -91,8 +93,15 @@ def optimizer_steps(config: Any, data: Prepared) -> int:
     """Optimizer steps of a stage, rows that will not fit the context still counted; 0 where nothing is trained."""
     if isinstance(config, SamplingStageConfig):
         return config.iterations * config.updates
+    if isinstance(config, BestOfConfig):
+        return config.rounds * config.epochs * math.ceil(config.prompts / config.batch_size)
+    if isinstance(config, DistillConfig):
+        return max(1, config.sequences // config.batch_size)
     if isinstance(config, RewardConfig):
-        rows = 0 if config.trained else len(data.preferences.train) // config.part[1]
+        from assay.stages.comparisons import to_learn
+
+        items = data.steps.train if config.steps else to_learn(data, tuple(config.objectives))
+        rows = 0 if config.trained else len(items) // config.part[1]
     elif isinstance(config, SFTConfig):
         rows = len(data.demonstrations.train)
     elif isinstance(config, PreferenceConfig):
@@ -117,9 +126,13 @@ def memory_mb(config: Any, size: Size) -> float:
         copies = 4 if isinstance(config, PPOConfig) else 3
     if isinstance(config, PreferenceConfig) and config.lora is None:
         copies = 2
+    if isinstance(config, BestOfConfig):
+        copies = 3 if config.rounds and config.lora is None else 2
+    if isinstance(config, DistillConfig):
+        copies = 2
     roles = 2 if isinstance(config, PPOConfig) else 1
     tokens = config.max_length * (getattr(config, "micro_batch_size", None) or config.batch_size)
-    per_token = 0 if isinstance(config, EvaluateConfig) else FLOATS_PER_ACTIVATION * size.width * size.layers
+    per_token = 0 if size.trained == 0 else FLOATS_PER_ACTIVATION * size.width * size.layers
     if isinstance(config, TrainingConfig) and config.gradient_checkpointing:
         per_token = size.width * (size.layers + FLOATS_PER_ACTIVATION)
     floats = copies * size.parameters + 3 * roles * size.trained + tokens * per_token
@@ -140,7 +153,7 @@ def model_size(step: Step, steps: Mapping[str, Step]) -> Size | None:
         lora = getattr(config, "lora", None)
         if lora is not None:
             trained = _adapter_parameters(model, lora)
-        elif isinstance(config, EvaluateConfig) or getattr(config, "trained", False):
+        elif isinstance(config, EvaluateConfig) or not config.leaves_model or getattr(config, "trained", False):
             trained = 0
     shape = model.config.get_text_config()
     return Size(parameters, trained, shape.num_hidden_layers, shape.hidden_size)

@@ -9,14 +9,14 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from assay.config import StageRef
 from assay.models.config import LoraConfig
 from assay.rollout.config import SamplingParams
-from assay.stages.config.common import OptimConfig, TrainingConfig
+from assay.stages.config.common import POLICY, OptimConfig, TrainingConfig
 
 
 class BestOfConfig(TrainingConfig):
     """Sample several answers to each prompt, keep the one the reward model likes best; with `rounds`, imitate it."""
 
     kind: Literal["bestof"] = "bestof"
-    base: Annotated[str | None, StageRef("sft", model=True)] = Field(
+    base: Annotated[str | None, POLICY] = Field(
         default=None, description="stage or model that answers; the latest SFT model if left out"
     )
     reward: Annotated[str | None, StageRef("reward")] = Field(

@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from assay.config import Config
+from assay.config import Config, StageRef
+
+POLICY = StageRef("sft", "ppo", "group", "preference", "bestof", "distill", default=("sft",), model=True)
+"""The policy a stage starts from: an SFT model unless the recipe names another."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 

@@ -13,13 +13,13 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from assay.config import StageRef
 from assay.models.config import LoraConfig
 from assay.rollout.config import SamplingParams
-from assay.stages.config.common import Fraction, OptimConfig, TrainingConfig, fill_in
+from assay.stages.config.common import POLICY, Fraction, OptimConfig, TrainingConfig, fill_in
 
 
 class SamplingStageConfig(TrainingConfig):
     """What PPO and the group methods have in common."""
 
-    base: Annotated[str | None, StageRef("sft", model=True)] = Field(
+    base: Annotated[str | None, POLICY] = Field(
         default=None, description="stage or model whose policy is trained; the latest SFT model if left out"
     )
     reward: Annotated[str | None, StageRef("reward")] = Field(

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from assay.config import StageRef
 from assay.models.config import LoraConfig
 from assay.rollout.config import SamplingParams
-from assay.stages.config.common import OptimConfig, TrainingConfig, fill_in
+from assay.stages.config.common import POLICY, OptimConfig, TrainingConfig, fill_in
 
 Method = Literal[
     "dpo", "cdpo", "robust", "ipo", "hinge", "slic", "simpo", "orpo", "kto", "cpo", "rpo", "ldpo"
@@ -38,8 +38,8 @@ class PreferenceConfig(TrainingConfig):
     """Direct preference optimisation: the policy learns from comparisons (DPO, 2305.18290, and its family)."""
 
     kind: Literal["preference"] = "preference"
-    base: Annotated[str | None, StageRef("sft", "preference", model=True)] = Field(
-        default=None, description="stage or model whose policy is trained and which is the reference; the latest one"
+    base: Annotated[str | None, POLICY] = Field(
+        default=None, description="stage or model that is trained and that is the reference; the latest SFT model"
     )
     reward: Annotated[str | None, StageRef("reward", required=False, auto=False)] = Field(
         default=None, description="reward model that labels the answers of `rounds`, and scores those of the report"

@@ -84,7 +84,9 @@ def _policy_tiles(run: RunFiles, stage: StageFiles, levels: dict[tuple[str, str]
     best = truths[0].get("best_mean") if truths else None
     if (rate := stage.get("win_rate")) is not None:
         note = percent_range(stage.get("win_rate_low"), stage.get("win_rate_high"))
-        made.append(Tile("of answers beat the start’s", percent(rate), note, levels[stage.id, "Better answers"]))
+        made.append(
+            Tile("of answers beat the start’s", percent(rate), note, levels.get((stage.id, "Better answers"), "info"))
+        )
     for name, label, title, form in (
         ("truth", "true worth of an answer", "Reward not gamed", number),
         ("harmful_refusal", "of harmful requests refused", "Harmful requests refused more", percent),

@@ -49,6 +49,8 @@ class Charts:
     kind: ClassVar[str] = "charts"
     heading: str
     items: Sequence[Chart]
+    wide: bool = False
+    """One below the other."""
 
 
 @dataclass(frozen=True, slots=True)

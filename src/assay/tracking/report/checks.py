@@ -137,6 +137,14 @@ def _divergence(stage: StageFiles) -> Iterator[Finding]:
         yield Finding("bad" if lowest < -3 else "good", stage.id, "KL never negative", detail)
 
 
+def _teacher(stage: StageFiles) -> Iterator[Finding]:
+    pair = _pair(stage, "teacher_kl")
+    if pair:
+        before, after = pair
+        detail = f"KL from the teacher went from {number(before)} to {number(after)} nats per answer."
+        yield Finding("good" if after < before else "bad", stage.id, "Closer to its teacher", detail)
+
+
 def _ratio(stage: StageFiles) -> Iterator[Finding]:
     error = stage.get("first_ratio_error")
     if error is not None:
@@ -229,7 +237,11 @@ CHECKS: Mapping[str, tuple[Check, ...]] = {
     "sft": (_overfitting,),
     "reward": (_accuracy, _baselines, _calibration, _ties),
     "preference": (_wins, _hacking, _divergence, _refusals, _repetition, _truncation),
+    "bestof": (_wins, _hacking, _refusals, _repetition, _truncation),
+    "distill": (_wins, _refusals, _repetition, _truncation),
     "group": (_wins, _hacking, _divergence, _ratio, _refusals, _repetition, _truncation, _entropy),
+    "bestof": (_wins, _hacking, _divergence, _refusals, _repetition, _truncation),
+    "distill": (_wins, _teacher, _refusals, _repetition, _truncation),
     "ppo": (
         _wins,
         _hacking,

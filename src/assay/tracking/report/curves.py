@@ -111,6 +111,53 @@ CURVES: Mapping[str, Sequence[tuple[str, Sequence[Curve]]]] = {
             ],
         ),
     ],
+    "bestof": [
+        (
+            "Is it getting better?",
+            [
+                Curve(
+                    "Win rate",
+                    [("win rate", "eval/win_rate")],
+                    "Against the model it started from; the band is the 95 % interval.",
+                    share=True,
+                    limits=SHARE,
+                    guide=_level("no better", 0.5),
+                ),
+                Curve("What is really wanted", [("held out", "eval/truth_after")], "Mean true worth of an answer."),
+                Curve("Reward", [("held out", "eval/reward_after")], "The reward model’s score."),
+                Curve(
+                    "KL from the reference",
+                    [("KL", "eval/kl"), ("bound", "eval/kl_bound")],
+                    "Nats per answer. Best-of-n is never further than log n − (n − 1)/n.",
+                ),
+            ],
+        ),
+        (
+            "How it learned",
+            [
+                Curve(
+                    "Scores",
+                    [("all answers", "objective/score"), ("the best", "objective/best_score")],
+                    "On training prompts; what is imitated is ahead of what is sampled.",
+                ),
+                *LEARNING,
+            ],
+        ),
+    ],
+    "distill": [
+        (
+            "How it learned",
+            [
+                Curve(
+                    "Divergence from the teacher",
+                    [("divergence", "train/loss")],
+                    "Nats per token, on the texts of each step.",
+                    limits=POSITIVE,
+                ),
+                *LEARNING[1:],
+            ],
+        )
+    ],
     "ppo": [
         (
             "Is it getting better?",
@@ -231,13 +278,20 @@ def _chart(curve: Curve, stage: StageFiles) -> Chart | None:
     picture = line_chart(
         drawn,
         title=curve.title,
-        x_label="iteration" if stage.kind in ("ppo", "group") else "step",
+        x_label=_x_label(stage),
         guide=curve.guide(stage),
         share=curve.share,
         limits=curve.limits,
     )
     legend = [line.label for line in drawn] if len(drawn) > 1 else []
     return Chart(curve.title, picture, curve.note, legend)
+
+
+def _x_label(stage: StageFiles) -> str:
+    """What a step of its metrics is."""
+    if stage.kind == "bestof":
+        return "n" if stage.get("loss_last") is None else "round"
+    return "iteration" if stage.kind in ("ppo", "group") else "step"
 
 
 def _series(label: str, name: str, stage: StageFiles) -> Series:

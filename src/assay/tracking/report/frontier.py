@@ -57,7 +57,7 @@ def frontier_section(run: RunFiles) -> Section | None:
     ]
     columns = ["", "seeds", "true worth", "win rate", "KL, nats", "samples", "time", "memory"]
     note = "Means over the seeds; brackets are 95 % intervals of the mean (Student’s t). Time and memory are a seed’s."
-    blocks = [Charts("", charts), Table("", columns, [_row(method) for method in found], note)]
+    blocks = [Charts("", charts, wide=True), Table("", columns, [_row(method) for method in found], note)]
     lead = f"{len(found)} methods, from the same model, on the same held-out prompts."
     return Section("frontier", "The methods beside each other", lead, blocks)
 
@@ -106,7 +106,7 @@ def _row(method: Method) -> list[str]:
         if not values:
             return "–"
         write = percent if share else number
-        mean, low, high = mean_interval(values)
+        mean, low, high = (round(value, 6) for value in mean_interval(values))
         return write(mean) if low == high else f"{write(mean)} ({write(low)} to {write(high)})"
 
     return [

@@ -34,13 +34,24 @@ def policy_section(run: RunFiles, stage: StageFiles) -> Section:
     blocks: list[Block] = [_before_after(stage, base)]
     blocks += curves or [Note("Its metrics are no longer on disk, so there are no curves.")]
     blocks.append(samples_block(run, stage))
+    return Section(stage.id, f"Policy: {stage.id}", _how(run, stage, base), blocks)
+
+
+def _how(run: RunFiles, stage: StageFiles, base: str) -> str:
+    """One sentence about how this policy came to be."""
     reward = run.input_name(stage, "reward", "a reward model from elsewhere")
-    lead = (
-        f"{count(stage.get('examples'))} comparisons of answers taught {base} directly, without a reward to maximise."
-        if stage.kind == "preference"
-        else f"{count(stage.get('episodes'))} sampled answers of {base} were scored by {reward} and reinforced by PPO."
-    )
-    return Section(stage.id, f"Policy: {stage.id}", lead, blocks)
+    n, episodes = count(stage.get("n")), count(stage.get("episodes"))
+    if stage.kind == "preference":
+        examples = count(stage.get("examples"))
+        return f"{examples} comparisons of answers taught {base} directly, without a reward to maximise."
+    if stage.kind == "distill":
+        teacher, texts = run.input_name(stage, "teacher", "a teacher from elsewhere"), count(stage.get("sequences"))
+        return f"{base} learned the distribution of every next token of {teacher} on {texts} texts."
+    if stage.kind == "bestof" and stage.get("loss_last") is None:
+        return f"The best of {n} answers of {base} to every prompt, chosen by {reward}. Nothing was trained."
+    if stage.kind == "bestof":
+        return f"{base} imitated the best of its own {n} answers to each prompt, {episodes} in all, scored by {reward}."
+    return f"{episodes} sampled answers of {base} were scored by {reward} and reinforced by PPO."
 
 
 def _before_after(stage: StageFiles, base: str) -> Block:
@@ -56,6 +67,7 @@ def _before_after(stage: StageFiles, base: str) -> Block:
         ("length_words", "Words in an answer", number),
         ("truncated", "Answers cut off", percent),
         ("entropy", "Entropy per token (nats)", number),
+        ("teacher_kl", "KL from the teacher (nats)", number),
     ]
     rows = []
     for name, label, form in names:

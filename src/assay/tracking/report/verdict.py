@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from assay.tracking.report.blocks import Finding, Level
 from assay.tracking.report.checks import BASELINES, judge_name
+from assay.tracking.report.frontier import Method, mean_interval, methods
 from assay.tracking.report.run_files import POLICIES, RunFiles, StageFiles
 from assay.tracking.report.words import listing, number, percent, percent_range
 
@@ -36,7 +37,10 @@ def _inner(title: str) -> str:
 
 def headline(run: RunFiles) -> str:
     """The one sentence a reader should take away: about the last policy, else the last reward model, else SFT."""
-    if policies := run.of_kind(*POLICIES):
+    policies, compared = run.of_kind(*POLICIES), [method for method in methods(run) if method.win_rate]
+    if len(compared) > 1:
+        return _methods_headline(compared)
+    if policies:
         return _policy_headline(run, policies[-1])
     if rewards := run.of_kind("reward"):
         return _reward_headline(rewards[-1])
@@ -47,6 +51,18 @@ def headline(run: RunFiles) -> str:
         )
         return f"The model learned to imitate its examples. {measured} Nothing here says yet whether people prefer it."
     return "This run has prepared its inputs and trained nothing yet."
+
+
+def _methods_headline(compared: Sequence[Method]) -> str:
+    """Which of several methods wins most, and whether its lead is more than the seeds' scatter."""
+    ranked = sorted(compared, key=lambda method: -mean_interval(method.win_rate)[0])
+    first, second = ranked[:2]
+    rate, low, high = mean_interval(first.win_rate)
+    said = f"{percent(rate)} of comparisons" + (f" ({percent_range(low, high)} over seeds)" if low < high else "")
+    runner_up = f"{second.name} follows with {percent(mean_interval(second.win_rate)[0])}"
+    return (
+        f"Of {len(compared)} methods, {first.name} beats the model it started from most often: in {said}. {runner_up}."
+    )
 
 
 def _policy_headline(run: RunFiles, stage: StageFiles) -> str:

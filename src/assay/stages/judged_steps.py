@@ -79,6 +79,7 @@ def learn(
     prompts, texts = [item.prompt for item in validation], ["\n".join(item.steps) for item in validation]
     rewards = model.score_texts(prompts, texts, batch_size=config.batch_size)
     model.readout = model.readout.calibrated(0, sum(rewards) / len(rewards))
+    model.save(ctx.folder)
     return {
         **evaluate(model, test, config),
         "steps": sum(len(judged.good) for judged in responses),

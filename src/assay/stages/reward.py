@@ -48,7 +48,6 @@ def run(config: RewardConfig, inputs: StageInputs, ctx: RunContext) -> dict[str,
         report = judged_steps.learn(model, part_of(inputs.data.steps.train, config.part), config, inputs, ctx)
     else:
         report = learn(model, config, inputs, ctx)
-    model.save(ctx.folder)
     (ctx.folder / "accuracy.json").write_text(json.dumps(report, indent=2))
     return {key: value for key, value in report.items() if isinstance(value, int | float)}
 
@@ -77,6 +76,7 @@ def learn(model: RewardModel, config: RewardConfig, inputs: StageInputs, ctx: Ru
         train(model, Comparisons(model, comparisons, config, draws), validate, config, ctx)
 
     gains_MO = calibrate(model, validation, config.batch_size)
+    model.save(ctx.folder)
     report = reward_report.write(model, test, gains_MO, config, inputs, ctx.folder)
     pairs = sum(len(c.rows) * (len(c.rows) - 1) // 2 for c in comparisons)
     return {**report, "pairs": pairs, "dropped": len(items) - len(comparisons)}

@@ -11,7 +11,7 @@ from assay.data.formats import BY_NAME, FORMATS
 from assay.data.recognise import named, read_row, recognise
 from assay.data.records import Item
 from assay.errors import DataError
-from assay.types import Demonstration, Message, Preference, Prompt, Ranking, Verdict
+from assay.types import Demonstration, JudgedSteps, Message, Preference, Prompt, Ranking, Verdict
 
 ASK = Prompt.ask("Where is the lift?", source="desk")
 TALK = Prompt((Message("user", "Hello"), Message("assistant", "Hi!"), Message("user", "Where is the lift?")), "desk")
@@ -107,6 +107,11 @@ EXAMPLES: list[tuple[str, dict[str, Any], list[Item]]] = [
         {"prompt": "Where is the lift?", "responses": ["a", "b", "c"], "scores": [1.0, 2.0, 1.0]},
         [Preference(ASK, "b", "a"), Preference(ASK, "b", "c")],
     ),
+    (
+        "steps",
+        {"prompt": "Where is the lift?", "completions": ["Go left.", "Go up."], "labels": [True, 0]},
+        [JudgedSteps(ASK, ("Go left.", "Go up."), (True, False))],
+    ),
     ("kto-messages", {"messages": [*TURNS, *reply(BAD)], "label": False}, [Verdict(TALK, BAD, False)]),
     ("kto", {"prompt": "Where is the lift?", "completion": GOOD, "label": "1"}, [Verdict(ASK, GOOD, True)]),
     ("trl-completion", {"prompt": TURNS, "completion": reply(GOOD)}, [Demonstration(TALK, GOOD)]),
@@ -201,6 +206,8 @@ def test_texts_can_be_read_as_prompts_when_asked_for() -> None:
         ),
         ("kto", {"prompt": "p", "completion": "c", "label": "maybe"}, '"label" is neither true nor false'),
         ("ranking", {"prompt": "p", "responses": ["a"]}, "fewer than two responses"),
+        ("steps", {"prompt": "p", "completions": ["a", "b"], "labels": [True]}, "not one label for each step"),
+        ("steps", {"prompt": "p", "completions": ["a"], "labels": ["perhaps"]}, '"labels" is neither true nor false'),
         ("ranking", {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1]}, "all responses tie"),
         ("ranking", {"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, "not one rank or score for each response"),
         (

@@ -214,7 +214,7 @@ class _Builder:
         result: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         for key_node, value_node in sorted(node.value, key=lambda pair: pair[0].value != "<<"):
-            if key_node.value == "<<" and isinstance(value_node, yaml.MappingNode):  # `<<: *other`, where nothing is set
+            if key_node.value == "<<" and isinstance(value_node, yaml.MappingNode):  # `<<: *other`
                 merged = self._map(value_node, path)
                 continue
             key, place = self.loader.construct_object(key_node, deep=True), self._place(key_node)

@@ -163,7 +163,7 @@ def scatter_chart(marks: Sequence[Mark], *, title: str, share: bool = False) -> 
         picture.add("text", form(tick), x=LEFT - 6, y=y(tick) + 4, text_anchor="end")
     for tick in steps:
         picture.add("text", words.number(tick), x=x(tick), y=height - 9, text_anchor="middle")
-    picture.add("text", "KL, nats", x=width - 124, y=height - 9, cls="axis")
+    picture.add("text", "KL, nats", x=width - 112, y=height - 9, cls="axis")
     last = -math.inf
     for mark in sorted(marks, key=lambda mark: y(mark.y)):
         at = (x(mark.x), y(mark.y))

@@ -237,8 +237,6 @@ CHECKS: Mapping[str, tuple[Check, ...]] = {
     "sft": (_overfitting,),
     "reward": (_accuracy, _baselines, _calibration, _ties),
     "preference": (_wins, _hacking, _divergence, _refusals, _repetition, _truncation),
-    "bestof": (_wins, _hacking, _refusals, _repetition, _truncation),
-    "distill": (_wins, _refusals, _repetition, _truncation),
     "group": (_wins, _hacking, _divergence, _ratio, _refusals, _repetition, _truncation, _entropy),
     "bestof": (_wins, _hacking, _divergence, _refusals, _repetition, _truncation),
     "distill": (_wins, _teacher, _refusals, _repetition, _truncation),

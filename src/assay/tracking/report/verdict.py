@@ -60,9 +60,7 @@ def _methods_headline(compared: Sequence[Method]) -> str:
     rate, low, high = mean_interval(first.win_rate)
     said = f"{percent(rate)} of comparisons" + (f" ({percent_range(low, high)} over seeds)" if low < high else "")
     runner_up = f"{second.name} follows with {percent(mean_interval(second.win_rate)[0])}"
-    return (
-        f"Of {len(compared)} methods, {first.name} beats the model it started from most often: in {said}. {runner_up}."
-    )
+    return f"Of {len(compared)} methods, {first.name} beats the model it started from most: in {said}. {runner_up}."
 
 
 def _policy_headline(run: RunFiles, stage: StageFiles) -> str:

@@ -139,7 +139,7 @@ def test_patience_ends_a_run_that_no_longer_improves_and_the_best_policy_is_kept
         ({"method": "rloo", "scale": "group"}, "would bias it"),
         ({"kl_target": 3.0, "kl_final": 0.0}, "keep one of them"),
         ({"sampling": {"top_p": 0.9}}, "trained on the distribution it samples"),
-        ({"method": "grop"}, "grpo"),
+        ({"method": "grpoo"}, "grpo"),
     ],
 )
 def test_choices_that_do_not_fit_together_are_refused_before_anything_is_loaded(

@@ -179,3 +179,17 @@ def test_groups_without_a_signal_make_room_for_new_prompts() -> None:
     assert rollouts.texts == ["0-0", "0-0", "1-0", "1-0"]
     assert rollouts.mask_BR.tolist() == [[True, False], [True, False], [True, True], [True, True]]
     assert rollouts.scores_B.tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
+def test_the_table_of_methods_in_the_documents_is_what_the_presets_choose() -> None:
+    """Row by row: baseline, scale, ratio, surrogate and aggregation, and where the KL is."""
+    text = (Path(__file__).parents[3] / "docs" / "concepts.md").read_text(encoding="utf-8")
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
+    told = {row[0]: row for row in rows if row[0] in METHODS}
+    assert set(told) == set(METHODS)
+    for method, row in told.items():
+        config = config_of(method)
+        choices = [config.baseline, config.scale, config.ratio, config.surrogate, config.aggregation]
+        assert [cell.split(",")[0] for cell in row[1:6]] == choices
+        place = "none" if GroupConfig(method=method).kl_coef == 0 else "loss" if config.kl_loss else "reward"  # type: ignore[arg-type]
+        assert row[6].split(",")[0] == place

@@ -51,7 +51,8 @@ def _how(run: RunFiles, stage: StageFiles, base: str) -> str:
         return f"The best of {n} answers of {base} to every prompt, chosen by {reward}. Nothing was trained."
     if stage.kind == "bestof":
         return f"{base} imitated the best of its own {n} answers to each prompt, {episodes} in all, scored by {reward}."
-    return f"{episodes} sampled answers of {base} were scored by {reward} and reinforced by PPO."
+    method = str(stage.manifest.get("config", {}).get("method", "ppo"))
+    return f"{episodes} sampled answers of {base} were scored by {reward} and reinforced by {method.upper()}."
 
 
 def _before_after(stage: StageFiles, base: str) -> Block:

@@ -76,7 +76,7 @@ def token_divergence(
 
     chunks = zip(hidden_ND.split(chunk), teacher_hidden_NE.split(chunk), strict=True)
     parts = (checkpoint(of_chunk, h, *head, t, use_reentrant=False, preserve_rng_state=False) for h, t in chunks)
-    return torch.cat(list(parts))  # pyright: ignore[reportArgumentType]  (checkpoint's result is typed optional)
+    return torch.cat(list(parts))
 
 
 def _token_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, size: int, temperature: float) -> Tensor:

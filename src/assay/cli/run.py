@@ -19,6 +19,8 @@ HEADLINES = {
     "ppo": ("win_rate", "win_rate_low", "win_rate_high", "kl", "truth_before", "truth_after"),
     "group": ("win_rate", "win_rate_low", "win_rate_high", "kl", "truth_before", "truth_after"),
     "preference": ("win_rate", "win_rate_low", "win_rate_high", "kl", "truth_before", "truth_after"),
+    "bestof": ("win_rate", "win_rate_low", "win_rate_high", "kl", "truth_before", "truth_after"),
+    "distill": ("win_rate", "win_rate_low", "win_rate_high", "teacher_kl_before", "teacher_kl_after"),
     "evaluate": ("selected", "prompts"),
 }
 

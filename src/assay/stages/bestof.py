@@ -130,6 +130,7 @@ def measure(sample: Sample, config: BestOfConfig, inputs: StageInputs, ctx: RunC
         }
         if truths_PK is not None:
             report["truth"] = bestof.expected_best_of_n(answers.order_PK, truths_PK, n).mean().item()
+        ctx.log(n, loop.numbers(report, prefix="eval/"))
         names = [f"{name}{end}" for name in FRONTIER for end in ("", "_low", "_high")]
         metrics |= {f"best_of_{n}/{name}": report[name] for name in names if name in report}
     ctx.samples(config.answers, compared.side_by_side(single, best, inputs))

@@ -22,18 +22,18 @@ from tests.oracles.tree import RESPONSES, STATES, STEPS, TOKENS, Array, Tree
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from assay.algorithms import advantages, masked
 from assay.algorithms.distill_loss import reverse_kl, token_divergence
-from assay.algorithms.kl import k1
+from assay.algorithms.kl import FixedKL, k1
 from assay.data.pack import TokenBatch, collate
 from assay.data.render import Row
 from assay.models.backbone import Backbone
 from assay.models.policy import LabelIndex, Policy, ResponseLogprobs
-from assay.rollout.collect import Experience
+from assay.rollout.collect import Rollouts
 from assay.rollout.config import SamplingParams
 from assay.stages import group, loop, ppo
 from assay.stages.config import GroupConfig, OptimConfig, PPOConfig, PreferenceConfig
 from assay.stages.direct import Example, Learner
+from assay.types import Prompt
 
 BETA = 0.7
 SPREAD = 0.5
@@ -42,6 +42,7 @@ SPREAD = 0.5
 ROWS = [Row([0, *response], 1) for response in RESPONSES]
 PATHS = torch.tensor(oracle.PATHS)
 CHOSEN = torch.tensor(RESPONSES)
+PROMPT = Prompt.ask("?")
 SAMPLING = SamplingParams(max_new_tokens=STEPS)
 
 Kind = Literal["table", "transformer"]
@@ -168,7 +169,7 @@ def by_group(method: str, **choices: Any) -> Callable[[World, int, OptimConfig],
             {
                 "method": method,
                 "kl_coef": BETA,
-                "overlong_buffer": 0,
+                "overlong": 0,
                 "batch_size": BATCH,
                 "episodes": BATCH * iterations,
                 "sampling": SAMPLING,
@@ -180,20 +181,8 @@ def by_group(method: str, **choices: Any) -> Callable[[World, int, OptimConfig],
         policy: Any = world.policy
         optimizer = loop.Optimizer(policy.parameters_trained(), optim, iterations * config.updates)
         for iteration in range(iterations):
-            drawn = world.sample(BATCH)
-            rows, mask_BR, old_BR, reference_BR = episodes(world, drawn)
-            scores_B = world.scores_Y[drawn]
-            greedy_B = greedy_score(world).expand_as(scores_B) if config.baseline == "greedy" else 0 * scores_B
-            coef = 0.0 if config.kl_loss else BETA
-            advantages_BR = group.token_advantages(
-                scores_B, greedy_B, k1(old_BR, reference_BR), mask_BR, config, coef=coef
-            )
-            none = old_BR[:, :0]
-            ones_BR = torch.ones_like(old_BR)
-            experience = Experience(
-                rows, mask_BR, old_BR, reference_BR, advantages_BR, ones_BR, values_BR=none, returns_BR=none
-            )
-            group.update(experience, policy, optimizer, iteration, BETA, config, context())
+            experience, _ = group.estimate(rollouts(world), online(world), config)
+            group.update(experience, policy, optimizer, iteration, BETA, config, CONTEXT)
             yield
 
     return train
@@ -212,6 +201,7 @@ def by_ppo(**choices: Any) -> Callable[[World, int, OptimConfig], Updates]:
                 "sampling": SAMPLING,
                 "optim": optim,
                 "value_learning_rate": 0.05,
+                "value_warmup": 0,
                 **choices,
             }
         )
@@ -223,31 +213,48 @@ def by_ppo(**choices: Any) -> Callable[[World, int, OptimConfig], Updates]:
             "value": loop.Optimizer({"table": roles.value.table}, rates, updates),
         }
         for iteration in range(iterations):
-            drawn = world.sample(BATCH)
-            rows, mask_BR, old_BR, reference_BR = episodes(world, drawn)
-            with torch.no_grad():
-                values_BR = roles.value.values(collate(rows, 0))
-            kl_BR = k1(old_BR, reference_BR)
-            rewards_BR = advantages.shaped_rewards(world.scores_Y[drawn], kl_BR, mask_BR, coef=BETA)
-            advantages_BR, returns_BR = advantages.gae(
-                rewards_BR, values_BR, mask_BR, gamma=config.gamma, lam=config.lam
-            )
-            white_BR = masked.whiten(advantages_BR, mask_BR)
-            experience = Experience(
-                rows, mask_BR, old_BR, reference_BR, white_BR, torch.ones_like(old_BR), values_BR, returns_BR
-            )
-            ppo.update(experience, roles, optimizers, iteration, BETA, config, context())
+            experience, _ = ppo.estimate(rollouts(world), roles, online(world), config)
+            ppo.update(experience, roles, optimizers, iteration, BETA, config, CONTEXT)
             yield
 
     return train
 
 
-def episodes(world: World, drawn: Tensor) -> tuple[list[Row], Tensor, Tensor, Tensor]:
-    """Rows, mask, and log-probabilities under the policy and the reference of what was drawn."""
+CONTEXT: Any = SimpleNamespace(seed=0, device="cpu")
+"""All that the updates read of a run."""
+
+
+def rollouts(world: World) -> Rollouts:
+    """Responses of the policy as it is, with their true scores."""
     with torch.no_grad():
-        everything = world.policy.logprobs(collate(ROWS, world.policy.pad_id)).logprobs_BR
-    rows = [ROWS[y] for y in drawn.tolist()]
-    return rows, torch.ones(len(rows), STEPS, dtype=torch.bool), everything[drawn], world.reference_YR[drawn]
+        everything_YR = world.policy.logprobs(collate(ROWS, world.policy.pad_id)).logprobs_BR
+    drawn = world.sample(BATCH)
+    yes_B = torch.ones(BATCH, dtype=torch.bool)
+    return Rollouts(
+        [PROMPT] * BATCH,
+        [ROWS[y] for y in drawn.tolist()],
+        [""] * BATCH,
+        yes_B[:, None].expand(-1, STEPS),
+        everything_YR[drawn],
+        world.reference_YR[drawn],
+        world.scores_Y[drawn],
+        finished_B=yes_B,
+        empty_B=~yes_B,
+    )
+
+
+def online(world: World) -> Any:
+    """What the stages read of the run around them: scores as they are, and β."""
+
+    def observe(sampled: Rollouts) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
+        return sampled.scores_B, sampled.logprobs_BR, k1(sampled.logprobs_BR, sampled.reference_BR), {}
+
+    return SimpleNamespace(
+        state=SimpleNamespace(reward_mean=0.0),
+        penalty=FixedKL(BETA),
+        observe=observe,
+        greedy_scores=lambda prompts: greedy_score(world).expand(len(prompts)),
+    )
 
 
 def greedy_score(world: World) -> Tensor:
@@ -256,11 +263,6 @@ def greedy_score(world: World) -> Tensor:
     for _ in range(STEPS):
         said = (*said, int(table[oracle.STATE_OF[said]].argmax()))
     return world.scores_Y[RESPONSES.index(said)]
-
-
-def context() -> Any:
-    """All that the updates read of a run."""
-    return SimpleNamespace(seed=0, device="cpu")
 
 
 # Preference methods. Every response stands against one opponent, so that what people prefer decides every h = x − x_0
@@ -277,9 +279,12 @@ def by_preference(method: str, people: Callable[[Tree], Array], **choices: Any) 
     def train(world: World, iterations: int, optim: OptimConfig) -> Updates:
         step = preference_steps(world, iterations, optim, method, **choices)
         chance_Y = torch.from_numpy(people(world.tree))
-        drawn = torch.arange(len(RESPONSES)).repeat(BATCH // len(RESPONSES))
+        asked = BATCH // len(RESPONSES)
+        drawn = torch.arange(len(RESPONSES)).repeat(asked)
         for iteration in range(iterations):
-            preferred = torch.rand(len(drawn), generator=world.noise) < chance_Y[drawn]
+            # Stratified, so that people's noise is small: of 8 answers 8·P are "yes", rounded up or down by chance.
+            moods_Y = torch.rand(len(RESPONSES), generator=world.noise)
+            preferred = (moods_Y[drawn] + torch.arange(len(drawn)) // len(RESPONSES)) / asked < chance_Y[drawn]
             step(iteration, [(y, OPPONENT, won) for y, won in zip(drawn.tolist(), preferred.tolist(), strict=True)])
             yield
 
@@ -290,7 +295,7 @@ def online_dpo(world: World, iterations: int, optim: OptimConfig) -> Updates:
     """Two responses of the policy as it is, and people who prefer by Bradley–Terry; an update; again."""
     step = preference_steps(world, iterations, optim, "dpo", beta=BETA)
     for iteration in range(iterations):
-        one_B, other_B = world.sample(BATCH // 2), world.sample(BATCH // 2)
+        one_B, other_B = world.sample(BATCH), world.sample(BATCH)
         chance_B = torch.sigmoid(world.scores_Y[one_B] - world.scores_Y[other_B])
         preferred_B = torch.rand(len(one_B), generator=world.noise) < chance_B
         step(iteration, list(zip(one_B.tolist(), other_B.tolist(), preferred_B.tolist(), strict=True)))

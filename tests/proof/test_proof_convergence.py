@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bench.climb import METHODS, ROWS, TO_OPTIMUM, Kind, Method, World, climb, episodes, table_of, transformer
+from bench.climb import METHODS, ROWS, TO_OPTIMUM, Kind, Method, World, climb, rollouts, table_of, transformer
 from tests.oracles import bestof as slow
 from tests.oracles import tree as oracle
 
@@ -44,9 +44,9 @@ def test_the_world_starts_as_its_own_reference_and_its_probabilities_sum_to_one(
     world = World.new(kind, 3)
     np.testing.assert_allclose(world.tree.reference.sum(axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(table_of(world.policy), world.tree.reference)
-    _, mask, old, reference = episodes(world, world.sample(5))
-    assert mask.all()
-    assert torch.equal(old, reference)
+    sampled = rollouts(world)
+    assert sampled.mask_BR.all()
+    assert torch.equal(sampled.logprobs_BR, sampled.reference_BR)
 
 
 def test_the_transformer_is_read_as_plain_transformers_reads_it() -> None:

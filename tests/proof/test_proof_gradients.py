@@ -43,10 +43,11 @@ def test_dividing_by_the_deviation_turns_the_gradient() -> None:
     assert moments(BY_NAME["group mean and std (GRPO)"], TREE, POLICY).cosine < 0.999
 
 
-def test_a_baseline_takes_away_most_of_the_variance() -> None:
-    """The scores have mean 1 and deviation ½: without a baseline the mean alone is noise."""
-    plain, left_out = (moments(BY_NAME[name], TREE, POLICY).variance for name in ("REINFORCE", "RLOO"))
-    assert left_out < 0.8 * plain
+def test_a_constant_in_every_score_is_noise_without_a_baseline_and_nothing_with_one() -> None:
+    raised = Tree(TREE.reference, TREE.scores + 2, TREE.beta)
+    low, high = ([moments(BY_NAME[name], tree, POLICY) for name in ("REINFORCE", "RLOO")] for tree in (TREE, raised))
+    assert high[0].variance > 2 * low[0].variance
+    assert high[1].variance == pytest.approx(low[1].variance, rel=1e-9)
 
 
 def test_weighing_tokens_by_their_own_ratio_is_better_than_not_at_all() -> None:

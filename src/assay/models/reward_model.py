@@ -76,6 +76,8 @@ class RewardModel:
         self.adapter = adapter
         """The adapter, or the first member's."""
         self.source = source
+        self.base = provenance.base
+        """Hash of the weights that the adapters stand on, where it is known already."""
         if self.readout.steps and not self.causal:
             raise ModelError(
                 "an encoder reads a response as a whole and cannot judge its steps", hint="give a causal language model"
@@ -198,7 +200,7 @@ class RewardModel:
     def save(self, folder: Path) -> None:
         """A plain sequence-classification folder, adapter merged in; the tokenizer; and what reward_folder.py names."""
         model, adapters = self.backbone.model, self.backbone.adapters
-        base = weights_hash(self.source) if self.adapter else ""
+        base = (self.base or weights_hash(self.source)) if self.adapter else ""
         Provenance(self.template, base, self.readout).write(model)
         head = self._plain_heads()
         with saving(folder):
@@ -346,7 +348,7 @@ def load_reward_model(
         head,
         tokenizer,
         renderer,
-        Provenance(provenance.template, provenance.base, readout),
+        Provenance(provenance.template, provenance.base if stored.adapters > 1 else "", readout),
         adapter=adapter_name(1) if backbone.adapters.names else None,
         source=trunk,
     )

@@ -130,7 +130,9 @@ def test_every_members_adapter_opens_in_plain_peft_with_its_own_score(tmp_path: 
 def test_an_ensemble_on_the_policys_backbone_scores_as_it_does_alone(tmp_path: Path, of: str) -> None:
     load_policy(tiny.folder("llama"), trainable=False).save(tmp_path / "sft")
     model = trained(several("worst", of), LORA, tmp_path / "sft")
-    model.save(tmp_path / "reward")
+    model.save(tmp_path / "first")
+    again = load_reward_model(tmp_path / "first") if of == "adapters" else model  # read anew, it still fits the policy
+    again.save(tmp_path / "reward")
     roles = ppo_roles(tmp_path / "sft", tmp_path / "reward", LORA)
     assert len(roles.backbones) == 1
     assert roles.reward.score_texts(PROMPTS, ANSWERS) == pytest.approx(model.score_texts(PROMPTS, ANSWERS), abs=1e-4)

@@ -87,6 +87,16 @@ class Readout:
             raise ConfigError("every objective has weight 0", hint="give at least one of them a weight")
         return replace(self, weights=tuple(float(weights.get(name, 0.0)) for name in self.objectives))
 
+    def aggregated(self, members: int, of: str, aggregate: Aggregate, penalty: float) -> Readout:
+        """The same members made one in another way; ConfigError where the model has other members."""
+        if (members, of) != (self.members, self.of):
+            has = f"{self.members} members of {self.of}" if self.members > 1 else "one member"
+            raise ConfigError(
+                f"ensemble: the finished reward model has {has}, not {members} of {of}",
+                hint="name the members that it was trained with, or train an ensemble",
+            )
+        return replace(self, aggregate=aggregate, penalty=penalty)
+
     def calibrated(self, column: int, origin: float) -> Readout:
         """With the mean score of one column."""
         origins = list(self.origins or [0.0] * self.columns)
@@ -115,4 +125,5 @@ class Readout:
     @classmethod
     def from_config(cls, stored: Mapping[str, Any]) -> Readout:
         """Inverse of `to_config`; JSON has lists for tuples."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+        listed = {key: tuple(stored[key]) for key in ("objectives", "weights", "origins")}
+        return cls(**{**stored, **listed})

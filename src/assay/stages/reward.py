@@ -42,8 +42,8 @@ def run(config: RewardConfig, inputs: StageInputs, ctx: RunContext) -> dict[str,
         device=ctx.device,
         gradient_checkpointing=config.gradient_checkpointing,
     )
-    if config.trained and config.objectives:
-        model.readout = model.readout.reweighed(config.objectives)
+    if config.trained:
+        model.readout = read_anew(model.readout, config)
     if model.readout.steps:
         report = judged_steps.learn(model, part_of(inputs.data.steps.train, config.part), config, inputs, ctx)
     else:
@@ -106,6 +106,15 @@ def readout_of(config: RewardConfig) -> Readout:
         readout = replace(readout, objectives=tuple(config.objectives), weights=tuple(config.objectives.values()))
     if config.ensemble:
         readout = replace(readout, **config.ensemble.model_dump())
+    return readout
+
+
+def read_anew(readout: Readout, config: RewardConfig) -> Readout:
+    """What the settings change in how a finished model is read: weights, and how its members become one."""
+    if config.objectives:
+        readout = readout.reweighed(config.objectives)
+    if config.ensemble:
+        readout = readout.aggregated(**config.ensemble.model_dump())
     return readout
 
 

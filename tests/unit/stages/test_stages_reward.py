@@ -134,6 +134,28 @@ def test_a_finished_model_takes_other_weights(sft_folder: Path, tmp_path: Path) 
     assert ordered(again, "red", "amber", "green", "blue")
 
 
+@pytest.mark.parametrize(("of", "lora"), [("heads", None), ("adapters", LORA)])
+def test_a_finished_ensemble_takes_another_aggregate(
+    sft_folder: Path, tmp_path: Path, of: str, lora: dict[str, Any] | None
+) -> None:
+    members = {"members": 2, "of": of}
+    mean, _ = learn(sft_folder, tmp_path / "mean", toy_data(), ensemble=members, lora=lora, epochs=2)
+    finished = {"base": str(tmp_path / "mean"), "trained": True, "ensemble": {**members, "aggregate": "worst"}}
+    worst, _ = learn(tmp_path / "mean", tmp_path / "worst", toy_data(), **finished)
+    blue = ["blue"] * len(QUESTIONS)
+    by_member = worst.readout.totals(worst.member_scores(QUESTIONS, blue))
+    assert worst.score_texts(QUESTIONS, blue) == pytest.approx(by_member.amin(1).tolist(), abs=1e-5)
+    one, other = (model.member_scores(QUESTIONS, blue)[:, :, 0].T for model in (mean, worst))
+    assert torch.corrcoef(torch.cat([one, other]))[[0, 1], [2, 3]].tolist() == pytest.approx([1, 1], abs=1e-4)
+
+
+def test_a_finished_model_has_the_members_it_was_trained_with(sft_folder: Path, tmp_path: Path) -> None:
+    learn(sft_folder, tmp_path / "first", toy_data(), epochs=1)
+    finished = {"base": str(tmp_path / "first"), "trained": True, "ensemble": {"members": 4}}
+    with pytest.raises(ConfigError, match="has one member, not 4 of heads"):
+        learn(tmp_path / "first", tmp_path / "second", toy_data(), **finished)
+
+
 def test_an_objective_that_nobody_was_asked_about_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r'no train pair was asked about "wit" .*taste, warmth'):
         learn(tmp_path / "no model here", tmp_path, two_minded(), objectives={"taste": 1.0, "wit": 1.0})
@@ -234,7 +256,6 @@ def test_the_report_says_which_words_the_scores_come_from(sft_folder: Path, tmp_
         ({"ensemble": {"members": 1}}, "greater than or equal to 2"),
         ({"ensemble": {"aggregate": "median"}}, "'mean', 'worst' or 'uncertainty'"),
         ({"ensemble": {"of": "adapters"}}, "members of adapters need `lora`"),
-        ({"ensemble": {"members": 2}, "trained": True, "base": "x"}, "leave it out"),
         ({"objectives": {"taste": 0.0}}, "all weights are 0"),
         ({"objectives": {"taste": -1.0}}, "greater than or equal to 0"),
         ({"steps": "min", "objectives": {"taste": 1.0}}, "leave out objectives and ensemble"),

@@ -32,12 +32,13 @@ class RewardConfig(TrainingConfig):
     """Bradley–Terry reward model on comparisons, or a process reward model on judged steps."""
 
     kind: Literal["reward"] = "reward"
-    base: Annotated[str | None, StageRef("sft", "pretrain", model=True)] = Field(
+    base: Annotated[str | None, StageRef("sft", "pretrain", "reward", default=("sft", "pretrain"), model=True)] = Field(
         default=None,
         description="stage or model to start from, the latest SFT model if left out; an encoder keeps its tokenizer",
     )
     trained: bool = Field(
-        default=False, description="`base` is a finished reward model: calibrate and evaluate, do not train"
+        default=False,
+        description="`base` is a finished reward model: it keeps its weights, but `objectives` and `ensemble` may read it anew",
     )
     epochs: PositiveInt = Field(
         default=1, description="passes over the comparisons; more than one soon overfits (2203.02155, C.2)"
@@ -75,8 +76,6 @@ class RewardConfig(TrainingConfig):
             raise ValueError("objectives: all weights are 0, so every response would have the same reward")
         if self.steps and (self.objectives or self.ensemble):
             raise ValueError("steps: a process reward model has one score, so leave out objectives and ensemble")
-        if self.ensemble and self.ensemble.of == "adapters" and self.lora is None:
+        if self.ensemble and self.ensemble.of == "adapters" and self.lora is None and not self.trained:
             raise ValueError("ensemble: members of adapters need `lora`, e.g. lora: {r: 8}")
-        if self.ensemble and self.trained:
-            raise ValueError("ensemble: a finished reward model has the members it was trained with; leave it out")
         return self

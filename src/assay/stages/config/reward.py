@@ -38,7 +38,7 @@ class RewardConfig(TrainingConfig):
     )
     trained: bool = Field(
         default=False,
-        description="`base` is a finished reward model: it keeps its weights, but `objectives` and `ensemble` may read it anew",
+        description="`base` is a finished reward model: not trained, but read with these `objectives` and `ensemble`",
     )
     epochs: PositiveInt = Field(
         default=1, description="passes over the comparisons; more than one soon overfits (2203.02155, C.2)"

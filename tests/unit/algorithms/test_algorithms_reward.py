@@ -131,11 +131,12 @@ def test_micro_batches_of_steps_and_of_weighted_rankings_add_up(split: tuple[int
     good, weight = scores > 0.1, double([1.0, 0.0, 3.0, 1.0])
     whole = step_loss(scores, good, mask)[0] + ranking_loss(scores, mask, weight_P=weight, smoothing=0.1)[0]
     parts = [part.split(split) for part in (scores, good, mask, weight)]
-    steps = sum(step_loss(s, g, m, total=int(mask.sum()))[0] for s, g, m, _ in zip(*parts, strict=True))
-    ranks = sum(
-        ranking_loss(s, m, weight_P=w, smoothing=0.1, total=weight.sum())[0] for s, _, m, w in zip(*parts, strict=True)
-    )
-    same(steps + ranks, whole)
+    shares = [
+        step_loss(s, g, m, total=int(mask.sum()))[0]
+        + ranking_loss(s, m, weight_P=w, smoothing=0.1, total=weight.sum())[0]
+        for s, g, m, w in zip(*parts, strict=True)
+    ]
+    same(torch.stack(shares).sum(), whole)
 
 
 def test_gradients_agree_with_finite_differences() -> None:

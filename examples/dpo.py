@@ -88,7 +88,7 @@ def mean_truth(world: World, prompts: Sequence[Prompt], responses: Sequence[str]
 def main() -> None:
     world = load_world("frontdesk")
     data = prepare_world(WorldData(demonstrations=1, preferences=6000), seed=0)
-    policy = load_policy("runs/examples/sft")
+    policy = load_policy("runs/examples/sft")  # what sft.py leaves
     renderer = policy.renderer("chat", max_length=128)
 
     rows = ((renderer.row(p.prompt, p.chosen), renderer.row(p.prompt, p.rejected)) for p in data.preferences.train)

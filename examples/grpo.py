@@ -23,9 +23,12 @@ from torch import Tensor
 from assay.data.pack import TokenBatch, collate
 from assay.data.render import Renderer, Row
 from assay.models.policy import Policy
+from assay.models.reward_model import RewardModel
 from assay.models.roles import SamplingRoles, sampling_roles
-from assay.types import Prompt
+from assay.types import FinishReason, Prompt
 from assay.worlds import load_world
+
+SFT, REWARD = "runs/examples/sft", "runs/examples/reward"  # what sft.py and reward.py leave
 
 
 @torch.no_grad()
@@ -60,15 +63,15 @@ def logprobs(policy: Policy, batch: TokenBatch) -> Tensor:
     return logprobs_BTV.gather(2, batch.input_ids[:, 1:, None]).squeeze(2)
 
 
-def scores_of(
-    roles: SamplingRoles, renderer: Renderer, prompts: Sequence[Prompt], rows: Sequence[Row]
+def judge(
+    reward: RewardModel, renderer: Renderer, prompts: Sequence[Prompt], rows: Sequence[Row]
 ) -> tuple[Tensor, Tensor]:
-    """What the reward model thinks of each response, and whether it has text and an end, [B] each."""
-    ids = [row.ids[row.prompt_length :] for row in rows]
-    texts = [renderer.text(response) for response in ids]
-    ended = [response[-1] == renderer.eos_id for response in ids]
-    scores = roles.reward.score_texts(prompts, texts, ["stop" if end else "length" for end in ended])
-    return torch.tensor(scores), torch.tensor([end and bool(text) for end, text in zip(ended, texts, strict=True)])
+    """The score of each response, 0 being that of an average one, and whether it has a text and an end, [B] each."""
+    replies = [row.ids[row.prompt_length :] for row in rows]
+    texts = [renderer.text(reply) for reply in replies]
+    finishes: list[FinishReason] = ["stop" if reply[-1] == renderer.eos_id else "length" for reply in replies]
+    complete = [finish == "stop" and bool(text) for finish, text in zip(finishes, texts, strict=True)]
+    return torch.tensor(reward.score_texts(prompts, texts, finishes)) - reward.mean, torch.tensor(complete)
 
 
 def advantages(scores_NG: Tensor) -> Tensor:
@@ -98,7 +101,7 @@ def train(
         # 1. Answer, and be scored.
         asked = [prompt for prompt in prompts for _ in range(group_size)]
         rows = sample(roles.policy, renderer, asked, uniform_BR)
-        scores_B, complete_B = scores_of(roles, renderer, asked, rows)
+        scores_B, complete_B = judge(roles.reward, renderer, asked, rows)
         unit = unit or (scores_B.mean().item(), scores_B.std(correction=0).item())
         scores_B = ((scores_B - unit[0]) / unit[1]).where(complete_B, -1.0)  # in deviations of the SFT model's scores
 
@@ -132,7 +135,7 @@ def train(
 
 def main() -> None:
     world = load_world("frontdesk")
-    roles = sampling_roles("runs/examples/sft", "runs/examples/reward", None, max_length=128)
+    roles = sampling_roles(SFT, REWARD, None, max_length=128)
     renderer = roles.policy.renderer("chat", max_length=128)
     chance, generator = random.Random(0), torch.Generator().manual_seed(0)
 
@@ -145,8 +148,8 @@ def main() -> None:
 
     before = worth()
     asked = world.prompts("train")
-    rounds = ((chance.sample(asked, 16), torch.rand(128, 48, generator=generator)) for _ in range(24))
-    train(roles, renderer, rounds, group_size=8, learning_rate=2e-4)
+    rounds = ((chance.sample(asked, 16), torch.rand(128, 48, generator=generator)) for _ in range(12))
+    train(roles, renderer, rounds, group_size=8, learning_rate=3e-4)
     best = world.best(guests[0])
     print(f"true worth of {len(guests)} answers to new questions: {before:.2f} → {worth():.2f} of {best:.0f} points")
 

@@ -24,10 +24,13 @@ from torch import Tensor
 from assay.data.pack import TokenBatch, collate
 from assay.data.render import Renderer, Row
 from assay.models.policy import Policy
+from assay.models.reward_model import RewardModel
 from assay.models.roles import PPORoles, ppo_roles
 from assay.models.value_model import ValueModel
-from assay.types import Prompt
+from assay.types import FinishReason, Prompt
 from assay.worlds import load_world
+
+SFT, REWARD = "runs/examples/sft", "runs/examples/reward"  # what sft.py and reward.py leave
 
 
 @torch.no_grad()
@@ -68,15 +71,15 @@ def values(critic: ValueModel, batch: TokenBatch) -> Tensor:
     return hidden_BTD @ critic.head.weight + critic.head.bias
 
 
-def scores_of(
-    roles: PPORoles, renderer: Renderer, prompts: Sequence[Prompt], rows: Sequence[Row]
+def judge(
+    reward: RewardModel, renderer: Renderer, prompts: Sequence[Prompt], rows: Sequence[Row]
 ) -> tuple[Tensor, Tensor]:
-    """What the reward model thinks of each response, and whether it has text and an end, [B] each."""
-    ids = [row.ids[row.prompt_length :] for row in rows]
-    texts = [renderer.text(response) for response in ids]
-    ended = [response[-1] == renderer.eos_id for response in ids]
-    scores = roles.reward.score_texts(prompts, texts, ["stop" if end else "length" for end in ended])
-    return torch.tensor(scores), torch.tensor([end and bool(text) for end, text in zip(ended, texts, strict=True)])
+    """The score of each response, 0 being that of an average one, and whether it has a text and an end, [B] each."""
+    replies = [row.ids[row.prompt_length :] for row in rows]
+    texts = [renderer.text(reply) for reply in replies]
+    finishes: list[FinishReason] = ["stop" if reply[-1] == renderer.eos_id else "length" for reply in replies]
+    complete = [finish == "stop" and bool(text) for finish, text in zip(finishes, texts, strict=True)]
+    return torch.tensor(reward.score_texts(prompts, texts, finishes)) - reward.mean, torch.tensor(complete)
 
 
 def gae(rewards_BT: Tensor, values_BT: Tensor, *, gamma: float = 1.0, lam: float = 0.95) -> Tensor:
@@ -108,7 +111,7 @@ def train(
     for prompts, uniform_BR in rounds:
         # 1. Answer, and be scored.
         rows = sample(roles.policy, renderer, prompts, uniform_BR)
-        scores_B, complete_B = scores_of(roles, renderer, prompts, rows)
+        scores_B, complete_B = judge(roles.reward, renderer, prompts, rows)
         if unit is None:  # rewards are measured in deviations of the SFT model's own scores, and so is what is expected
             unit = scores_B.mean().item(), scores_B.std(correction=0).item()
             roles.value.rescale(1 / unit[1], -unit[0] / unit[1])
@@ -129,12 +132,8 @@ def train(
         advantages_BT = (advantages_BT - centre) * torch.rsqrt(spread + 1e-8)
 
         # 3. Learn.
-        seen = {
-            "reward": scores_B.mean().item(),
-            "kl": kl_BT.sum(dim=1).mean().item(),
-            "policy_loss": 0.0,
-            "value_loss": 0.0,
-        }
+        kl = kl_BT.sum(dim=1).mean().item()
+        seen = {"reward": scores_B.mean().item(), "kl": kl, "policy_loss": 0.0, "value_loss": 0.0}
         for _ in range(inner_epochs):
             ratio_BT = (logprobs(roles.policy, batch) - old_BT).exp()
             loss_BT = torch.maximum(-advantages_BT * ratio_BT, -advantages_BT * ratio_BT.clamp(1 - clip, 1 + clip))
@@ -163,7 +162,7 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 def main() -> None:
     world = load_world("frontdesk")
-    roles = ppo_roles("runs/examples/sft", "runs/examples/reward", None, max_length=128)
+    roles = ppo_roles(SFT, REWARD, None, max_length=128)
     renderer = roles.policy.renderer("chat", max_length=128)
     chance, generator = random.Random(0), torch.Generator().manual_seed(0)
 
@@ -176,8 +175,8 @@ def main() -> None:
 
     before = worth()
     asked = world.prompts("train")
-    rounds = ((chance.sample(asked, 128), torch.rand(128, 48, generator=generator)) for _ in range(24))
-    train(roles, renderer, rounds, learning_rate=2e-4, value_learning_rate=5e-4)
+    rounds = ((chance.sample(asked, 128), torch.rand(128, 48, generator=generator)) for _ in range(12))
+    train(roles, renderer, rounds, learning_rate=3e-4, value_learning_rate=1e-3)
     best = world.best(guests[0])
     print(f"true worth of {len(guests)} answers to new questions: {before:.2f} → {worth():.2f} of {best:.0f} points")
 

@@ -99,7 +99,7 @@ def pairs_of(model: RewardModel, preferences: Sequence[Preference]) -> list[Pair
 
 def main() -> None:
     world = load_world("frontdesk")
-    data = prepare_world(WorldData(demonstrations=1, preferences=8000), seed=0)
+    data = prepare_world(WorldData(demonstrations=1, preferences=6000), seed=0)
     model = load_reward_model("runs/examples/sft", head_seed=0, max_length=128)  # a new head: one number a response
     train_on, held_out = pairs_of(model, data.preferences.train), pairs_of(model, data.preferences.validation)
 
@@ -119,11 +119,12 @@ def main() -> None:
     print(f"possible at most, for people differ: {data.report['annotators']['measured']['ceiling']:.1%}")
     print(f"it was {'over' if gain < 1 else 'under'}confident: its scores were multiplied by {gain:.2f}")
 
-    pairs = [(p.prompt, p.chosen, p.rejected) for p in data.preferences.test]
-    truth = [world.truth(prompt, a).total - world.truth(prompt, b).total for prompt, a, b in pairs]
-    prompts = [prompt for prompt, _, _ in pairs]
-    scores = zip(*(model.score_texts(prompts, [pair[i] for pair in pairs]) for i in (1, 2)), strict=True)
-    judged = [(a > b) == (gap > 0) for (a, b), gap in zip(scores, truth, strict=True) if gap]
+    test = data.preferences.test
+    prompts = [pair.prompt for pair in test]
+    chosen = model.score_texts(prompts, [pair.chosen for pair in test])
+    rejected = model.score_texts(prompts, [pair.rejected for pair in test])
+    truth = [world.truth(p.prompt, p.chosen).total - world.truth(p.prompt, p.rejected).total for p in test]
+    judged = [(c > r) == (gap > 0) for c, r, gap in zip(chosen, rejected, truth, strict=True) if gap]
     print(f"agrees with what the people really want, which it never saw: {sum(judged) / len(judged):.1%}")
 
 

@@ -32,7 +32,7 @@ class WorldData(Config):
 
     world: Literal["frontdesk"] = Field(default="frontdesk", description="name of the world")
     demonstrations: int = Field(default=5000, ge=1, description="demonstrations for training")
-    preferences: int = Field(default=15000, ge=1, description="labelled pairs for training")
+    preferences: int = Field(default=13000, ge=1, description="labelled pairs for training")
     objectives: tuple[str, ...] = Field(
         default=(),
         description="each pair is compared under one of these alone, drawn at random, e.g. [helpfulness, courtesy]; "

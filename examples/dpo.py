@@ -87,13 +87,13 @@ def mean_truth(world: World, prompts: Sequence[Prompt], responses: Sequence[str]
 
 def main() -> None:
     world = load_world("frontdesk")
-    data = prepare_world(WorldData(demonstrations=1, preferences=6000), seed=0)
+    data = prepare_world(WorldData(demonstrations=1, preferences=3000), seed=0)
     policy = load_policy("runs/examples/sft")  # what sft.py leaves
     renderer = policy.renderer("chat", max_length=128)
 
     rows = ((renderer.row(p.prompt, p.chosen), renderer.row(p.prompt, p.rejected)) for p in data.preferences.train)
     pairs = [(chosen, rejected) for chosen, rejected in rows if chosen and rejected]
-    plan = batches([len(chosen.ids) + len(rejected.ids) for chosen, rejected in pairs], 64, random.Random(0))
+    plan = batches([len(chosen.ids) + len(rejected.ids) for chosen, rejected in pairs], 32, random.Random(0))
 
     guests = data.prompts.test[:200]
     before = mean_truth(world, guests, answers(policy, renderer, guests))

@@ -9,7 +9,8 @@ half the squared log-ratio of the whole response has the right one (arXiv 2506.0
 
 Source: DeepSeekMath (Shao et al. 2024, arXiv 2402.03300), eq. 3.
 Run: python examples/grpo.py    (after sft.py and reward.py; two minutes)
-Shapes: N prompts, G responses each, B = N·G, R new tokens, T tokens less one: place t is about token t + 1.
+Shapes: N prompts, G responses each, B = N·G, R new tokens, K read at once, T tokens less one:
+place t is about token t + 1.
 """
 
 from __future__ import annotations

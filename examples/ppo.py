@@ -10,7 +10,8 @@ model, where the reward model has seen what people prefer.
 
 Sources: PPO (Schulman et al. 2017, arXiv 1707.06347), eq. 7; GAE (1506.02438), eq. 16; the recipe, N+ (2403.17031).
 Run: python examples/ppo.py    (after sft.py and reward.py; two minutes)
-Shapes: B responses, R new tokens, T tokens less one: place t is about token t + 1.
+Shapes: B responses, R new tokens, K read at once, T tokens less one:
+place t is about token t + 1.
 """
 
 from __future__ import annotations

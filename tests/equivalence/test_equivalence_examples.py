@@ -6,8 +6,10 @@ the uniform numbers that draw tokens) comes in as an argument, and here it is wh
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -90,6 +92,17 @@ def rounds(prompts: int, iterations: int, *, group: int = 1) -> list[tuple[list[
         asked = loop.pick(DATA.prompts.train, prompts, iteration, SEED)
         found.append((asked, torch.stack([torch.from_numpy(stream) for stream in streams])))
     return found
+
+
+@pytest.mark.parametrize("example", [sft, reward, ppo, grpo, dpo])
+def test_an_example_takes_data_and_models_from_here_and_nothing_else(example: ModuleType) -> None:
+    assert example.__file__
+    parsed = ast.parse(Path(example.__file__).read_text(encoding="utf-8"))
+    froms = {node.module or "" for node in ast.walk(parsed) if isinstance(node, ast.ImportFrom)}
+    plain = {name.name for node in ast.walk(parsed) if isinstance(node, ast.Import) for name in node.names}
+    ours = {module for module in froms | plain if module.split(".")[0] in ("assay", "examples")}
+    assert ours
+    assert {module for module in ours if module.split(".")[1] not in ("data", "models", "worlds", "types")} == set()
 
 
 def test_sft_is_the_stage(base: Path, sft_run: Memory) -> None:

@@ -20,10 +20,10 @@ export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format clean embedded kill hh proof mutants
+.PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed ## install the pinned set and run the whole pipeline on the embedded world
 	$(BIN)/assay run
@@ -59,6 +59,12 @@ proof: $(VENV)/.tools ## train every method on a world that can be summed over: 
 
 mutants: $(VENV)/.tools ## put one mistake at a time into a copy of the package; the tests must notice: docs/results/mutants.md
 	$(BIN)/python -m bench.mutants
+
+overoptimisation: $(VENV)/.installed ## follow reward models too far, on purpose: docs/results/overoptimisation.md
+	$(BIN)/python -m bench.overoptimisation
+
+objectives: $(VENV)/.installed ## weigh helpful against harmless in five ways: docs/results/objectives.md
+	$(BIN)/python -m bench.objectives
 
 clean: ## remove the environment and every cache, but no run
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

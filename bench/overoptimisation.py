@@ -31,6 +31,7 @@ from assay.algorithms.bestof import expected_best_of_n, sampled_kl
 from assay.algorithms.ensemble import Aggregate
 from assay.data.prepared import Prepared
 from assay.evaluation.statistics import Floats, Interval
+from assay.models.readout import Readout
 from assay.models.roles import load_policy, load_reward_model
 from assay.rollout import collect
 from assay.rollout.engine import Engine
@@ -53,14 +54,12 @@ SEEDED = (BASELINE, "mean", *(f"ppo-{arm}" for arm in ARMS))
 
 BATCH = 256
 
-Unit = tuple[float, float]
-"""Mean and standard deviation of the SFT policy's answers, by whatever is measured."""
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of reward models and PPO")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of reward models and PPO")
+    parser.add_argument("--prompts", type=int, default=64, help="held-out prompts of the pool")
     parser.add_argument("--answers", type=int, default=256, help="answers to each prompt in the pool; the largest n")
     parser.add_argument("--runs-dir", help="a folder of an earlier study, to go on from; a new one if left out")
     parser.add_argument("--results", type=Path, default=common.RESULTS)
@@ -73,7 +72,7 @@ def main() -> None:
         common.run_assay(RECIPE, *asked.settings, *(f"{stage}.seed={seed}" for stage in SEEDED), f"runs_dir={runs_dir}")
         for seed in asked.seeds
     ]
-    pool = sample_pool(runs[0], asked.answers)
+    pool = sample_pool(runs[0], asked.prompts, asked.answers)
     truths_PK = worth(pool)
     scored = [score(run, pool) for run in runs]
     chosen = {
@@ -81,7 +80,7 @@ def main() -> None:
     }
     learned = {
         arm: [
-            learned_curve(run, arm, unit(scores[arm]), unit(truths_PK))
+            learned_curve(run, arm, scores[arm].std().item(), truths_PK.std().item())
             for run, scores in zip(runs, scored, strict=True)
         ]
         for arm in ARMS
@@ -94,12 +93,11 @@ def main() -> None:
     common.write(asked.results / "overoptimisation.md", page(facts, studies))
 
 
-def sample_pool(run: Run, answers: int) -> list[list[Generation]]:
-    """`answers` of the SFT policy to each of the held-out prompts on which PPO was evaluated, in the same way."""
-    ppo = PPOConfig.model_validate(
-        json.loads((run.artifact(f"ppo-{BASELINE}") / "manifest.json").read_text())["config"]
-    )
-    prompts = Prepared.load(run.artifact("data")).prompts.validation[: ppo.evaluation_prompts]
+def sample_pool(run: Run, count: int, answers: int) -> list[list[Generation]]:
+    """`answers` of the SFT policy to each of `count` prompts on which PPO is evaluated, sampled as PPO samples."""
+    manifest = json.loads((run.artifact(f"ppo-{BASELINE}") / "manifest.json").read_text(encoding="utf-8"))
+    ppo = PPOConfig.model_validate(manifest["config"])
+    prompts = Prepared.load(run.artifact("data")).prompts.validation[:count]
     policy = load_policy(run.artifact("sft"), trainable=False, device="cpu")
     engine = Engine(policy, policy.renderer("chat", ppo.max_length), max_batch=BATCH)
     drawn = collect.sample(engine, [p for p in prompts for _ in range(answers)], ppo.sampling, rng.derive(0, "pool"))
@@ -128,18 +126,14 @@ def score(run: Run, pool: Sequence[Sequence[Generation]]) -> dict[str, Tensor]:
     answers, place_PK = distinct(pool)
     prompts, texts, finishes = zip(*((g.prompt, g.text, g.finish) for g in answers), strict=True)
     scores: dict[str, Tensor] = {}
-    for stage, aggregates in ((BASELINE, ()), ("mean", ENSEMBLE)):
+    for stage in (BASELINE, "mean"):
         model = load_reward_model(run.artifact(stage), trainable=False, max_length=128)
-        members_NMO = model.member_scores(prompts, texts, finishes, batch_size=BATCH)
-        own = model.readout
-        for arm in aggregates or (stage,):
-            read = own.aggregated(own.members, own.of, arm, own.penalty) if arm in aggregates else own
-            scores[arm] = (read.read(members_NMO) - read.mean)[place_PK]
+        members_NMO, own = model.member_scores(prompts, texts, finishes, batch_size=BATCH), model.readout
+        readouts: dict[str, Readout] = {stage: own}
+        if own.members > 1:
+            readouts = {how: own.aggregated(own.members, own.of, how, own.penalty) for how in ENSEMBLE}
+        scores |= {arm: readout.read(members_NMO)[place_PK] for arm, readout in readouts.items()}
     return scores
-
-
-def unit(values_PK: Tensor) -> Unit:
-    return values_PK.mean().item(), values_PK.std().item()
 
 
 def best_of_n(answers: Answers, truths_PK: Tensor) -> Floats:
@@ -147,7 +141,7 @@ def best_of_n(answers: Answers, truths_PK: Tensor) -> Floats:
     order_PK = answers.order_PK
 
     def gained(values_PK: Tensor, n: int) -> Tensor:
-        return (expected_best_of_n(order_PK, values_PK, n) - values_PK.double().mean(1)) / unit(values_PK)[1]
+        return (expected_best_of_n(order_PK, values_PK, n) - values_PK.double().mean(1)) / values_PK.std()
 
     columns = [
         torch.stack(
@@ -158,11 +152,15 @@ def best_of_n(answers: Answers, truths_PK: Tensor) -> Floats:
     return torch.stack(columns, dim=2).numpy()
 
 
-def learned_curve(run: Run, arm: str, proxy: Unit, truth: Unit) -> Floats:
-    """d, gain of the proxy and of the truth at every evaluation of one PPO run, [3, M]."""
+def learned_curve(run: Run, arm: str, proxy_std: float, truth_std: float) -> Floats:
+    """d, gain of the proxy and of the truth at every evaluation of a PPO run, [3, M]; a seed's arms start as one."""
     lines = read_metrics(run.artifact(f"ppo-{arm}") / "metrics.jsonl")
-    kl, reward, true = (np.array(series(lines, f"eval/{name}")[1]) for name in ("kl", "reward_after", "truth_after"))
-    return np.stack([np.sqrt(kl.clip(0)), (reward - proxy[0]) / proxy[1], (true - truth[0]) / truth[1]])
+
+    def measured(name: str) -> Floats:
+        return np.array(series(lines, f"eval/{name}")[1])
+
+    proxy, truth = (measured(f"{name}_after") - measured(f"{name}_before") for name in ("reward", "truth"))
+    return np.stack([np.sqrt(measured("kl").clip(0)), proxy / proxy_std, truth / truth_std])
 
 
 def as_json(facts: Mapping[str, Any], studies: Mapping[str, Study]) -> dict[str, Any]:
@@ -186,7 +184,7 @@ def page(facts: Mapping[str, Any], studies: Mapping[str, Study]) -> str:
     return f"""# Reward over-optimisation, on purpose
 
 {common.origin_text(facts)}{facts["minutes"]} minutes. Reward models and PPO of {len(facts["seeds"])} seeds;
-one SFT model, {facts["prompts"]} held-out prompts, {facts["answers"]} answers to each.
+one SFT model; best of {facts["answers"]} answers to each of {facts["prompts"]} held-out prompts.
 
 Reward models of few comparisons, followed without any KL penalty (`{RECIPE}`). Proxy is what is followed, truth what
 the simulated guests want; both are gains over the SFT policy, in standard deviations of its answers (σ). d = √KL, KL in
@@ -265,8 +263,8 @@ NOTES = """
 α and β by least squares; the peak is that of the fitted form within the distances measured, and the misfit is the root
 mean square distance of points from it, in σ. Best-of-n: the unbiased estimate over all subsets of a prompt's answers
 and their sampled KL, averaged over the seeds' reward models; 95 % bootstrap intervals over prompts. PPO: all seeds'
-evaluations in one fit; bootstrap over seeds, all choices of them, so that with three the interval is the whole range
-of what choices of the seeds give. Arms are resampled together. The grey line is the d at which they are compared: the
+evaluations in one fit; bootstrap over seeds, all choices of them, so that with two or three the interval is the whole
+range of what the seeds give. Arms are resampled together. The grey line is the d at which they are compared: the
 largest that all of them reach. Forms: Gao et al. 2022 (arXiv 2210.10760); ensembles: Coste et al. 2023 (2310.02743).
 """
 

@@ -13,9 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from assay.algorithms.bestof import kl_bound
 from assay.errors import DataError, TrainingError
+from assay.pipeline.graph import link
+from assay.pipeline.plan import optimizer_steps
 from assay.stages import bestof
 from assay.stages.bestof import powers_of_two
-from assay.stages.config import BestOfConfig
+from assay.stages.config import BestOfConfig, EvaluateConfig, RewardConfig, SFTConfig
 from assay.stages.context import StageInputs
 
 
@@ -120,3 +122,19 @@ def test_n_doubles_up_to_the_largest(largest: int, ns: list[int]) -> None:
 def test_what_makes_no_sense_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"answers|sampling"):
         config(**bad)
+
+
+def test_only_with_rounds_is_there_a_model_that_a_later_stage_can_read() -> None:
+    def faults(policies: tuple[str, ...], **changes: object) -> tuple[tuple[str, ...], list[str]]:
+        stages = [SFTConfig(), RewardConfig(), config(**changes), EvaluateConfig(policies=policies)]
+        nodes, found = link("embedded", stages)
+        return tuple(source.name for source in nodes[-1].inputs["policies"]), [fault.what for fault in found]
+
+    assert faults((), rounds=1) == (("sft", "bestof"), [])
+    assert faults(()) == (("sft",), [])
+    assert '"bestof" is a stage of kind bestof without a model' in faults(("bestof",))[1][0]
+
+
+def test_a_dry_run_counts_the_steps_of_every_round() -> None:
+    assert optimizer_steps(config(), toy_data()) == 0
+    assert optimizer_steps(config(rounds=3, epochs=2, prompts=25), toy_data()) == 3 * 2 * 3

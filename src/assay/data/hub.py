@@ -41,7 +41,7 @@ def hub_content(hub_id: str) -> str:
     The commit is the hub's latest; without a network, the one in the local cache.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  (httpx's, or its successor's)
 
     owner_name = _owner_name(hub_id)
     revision = None

@@ -254,12 +254,13 @@ def test_without_an_answer_of_the_hub_the_newest_cached_commit_counts(
 
     monkeypatch.setattr(hub, "_hub_resolves", lambda: online)
     monkeypatch.setattr(HfApi, "dataset_info", refuse)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     assert hub.hub_content("Own/er_x") == "hub:Own/er_x"
     for age, name in enumerate(("0" * 40, COMMIT, "1" * 40, "no-commit")):
         copy = tmp_path / "Own___er_x" / "default" / "0.0.0" / name
         copy.mkdir(parents=True)
-        os.utime(copy, (1e9 - 60 * abs(age - 1),) * 2)
+        made = 1e9 - 60 * abs(age - 1)
+        os.utime(copy, (made, made))
     assert hub.hub_content("Own/er_x") == f"hub:Own/er_x@{COMMIT}"
 
 

@@ -22,6 +22,7 @@ from assay.types import Completion, Demonstration, FinishReason, Preference, Pro
 from .fakes import Fakes, workplace
 
 PROMPTS = [Prompt.ask(f"question {n}?") for n in range(4)]
+ENDED: list[FinishReason] = ["stop", "stop", "stop", "stop"]
 PAIRS = [Preference(prompt, "a good answer", "bad") for prompt in PROMPTS]
 
 
@@ -37,8 +38,8 @@ def test_a_judge_sees_which_answers_were_cut_short():
         return [float(finish == "stop") for finish in finishes]
 
     evaluators = Evaluators(Prepared(), 0, judge=judge)
-    report = evaluators.policy(completions("length", "length", "stop", "stop"), completions(*["stop"] * 4))
-    assert seen == [["length", "length", "stop", "stop"], ["stop"] * 4]
+    report = evaluators.policy(completions("length", "length", "stop", "stop"), completions(*ENDED))
+    assert seen == [["length", "length", "stop", "stop"], ENDED]
     assert (report["judge_before"], report["judge_after"], report["win_rate"]) == (0.5, 1.0, 0.75)
     assert evaluators.judged_by == "judge"
     assert Evaluators(Prepared(), 0).judged_by is None
@@ -104,6 +105,6 @@ def test_bertscore_runs_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch
         encoder=str(tiny.folder("llama")),
         device="cuda:7",
     )
-    report = evaluators.policies({"sft": completions(*["stop"] * 4)})
+    report = evaluators.policies({"sft": completions(*ENDED)})
     assert devices == ["cuda:7"]
     assert report["policies"]["sft"]["bertscore_f1"] == 1.0

@@ -44,12 +44,12 @@ def long_data() -> Prepared:
 def train(kind: str, max_length: int, folder: Path, base: Path, rewarder: Path) -> dict[str, Any]:
     """One short run of a stage on the long data."""
     folder.mkdir(exist_ok=True)
-    optim = {"learning_rate": 1e-3}
+    optim = OptimConfig(learning_rate=1e-3)
     if kind == "sft":
-        config: Any = SFTConfig(epochs=1, batch_size=12, max_length=max_length, optim=OptimConfig(**optim))
+        config: Any = SFTConfig(epochs=1, batch_size=12, max_length=max_length, optim=optim)
         return sft.run(config, StageInputs(long_data(), str(base)), Memory(folder))
     if kind == "reward":
-        config = RewardConfig(epochs=1, batch_size=9, max_length=max_length, optim=OptimConfig(**optim))
+        config = RewardConfig(epochs=1, batch_size=9, max_length=max_length, optim=optim)
         return reward.run(config, StageInputs(long_data(), str(base)), Memory(folder))
     config = PPOConfig.model_validate(
         {
@@ -151,7 +151,7 @@ def test_calibration_leaves_the_ranking_as_it_was_and_is_part_of_the_saved_model
     assert gain > 0
     assert gain != pytest.approx(1, abs=1e-3)
     assert scores - scores.mean() == pytest.approx(gain * (raw - raw.mean()), abs=1e-4 * np.ptp(scores))
-    centred = LearnedReward(model, batch_size=16)(prompts, answers, ["stop"] * len(answers))
+    centred = LearnedReward(model, batch_size=16)(prompts, answers, ["stop" for _ in answers])
     assert np.mean(centred) == pytest.approx(0, abs=1e-4)
 
     row = model.row(prompts[0], answers[0])

@@ -159,24 +159,20 @@ def picture(sft: Floats, policies: Floats) -> str:
         for share, policy_SMP in zip(SHARES, policies, strict=True):
             x, y = (over_prompts(policy_SMP.mean(0)[number]) for number in (0, 1))
             means.append((x.value, y.value))
-            axes.errorbar(x.value, y.value, xerr=arms(x), yerr=arms(y), fmt="o", color="C0", linewidth=0.8)
+            axes.plot(np.array([x.low, x.high], float), [y.value, y.value], color="C0", linewidth=0.8)
+            axes.plot([x.value, x.value], np.array([y.low, y.high], float), color="C0", linewidth=0.8)
             axes.annotate(f" {share} : {100 - share}", (x.value, y.value))
             axes.plot(*np.nanmean(policy_SMP[:, :2], axis=2).T, ".", color="C0", alpha=0.4)
-        axes.plot(*zip(*means, strict=True), color="C0", linewidth=0.8)
-        axes.plot(*(over_prompts(sft[number]).value for number in (0, 1)), "s", color="grey")
-        axes.annotate(" SFT", [over_prompts(sft[number]).value for number in (0, 1)], color="grey")
+        start = over_prompts(sft[0]).value, over_prompts(sft[1]).value
+        axes.plot(*zip(*means, strict=True), "o-", color="C0", linewidth=0.8)
+        axes.plot(*start, "s", color="grey")
+        axes.annotate(" SFT", start, color="grey")
         axes.set(
             xlabel="helpfulness, truth", ylabel="harmlessness, truth", title="helpful : harmless, weights in percent"
         )
         out = StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()
-
-
-def arms(x: Interval) -> list[list[float]]:
-    """Lengths of an error bar."""
-    low, high = (x.value if x.low is None else x.low), (x.value if x.high is None else x.high)
-    return [[x.value - low], [high - x.value]]
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bench import objectives
+from bench import objectives, overoptimisation
 from bench.common import Run
+from bench.growth import learned_study
 from bench.overoptimisation import ARMS, ENSEMBLE, SEEDED, best_of_n, distinct, learned_curve
 from tests.oracles import bestof as oracle
 
@@ -141,7 +142,7 @@ def test_the_verdict_reads_each_objective_in_the_direction_of_its_own_weight() -
     assert "not monotone: 4 steps" in helpful
 
 
-def test_pages_and_pictures_say_where_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_the_trade_off_has_every_weighting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.common.origin_text", lambda facts: "`make it`\n")
     heads = {"accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9}
     table = policies([0.9, 0.8, 0.7, 0.5, 0.3], [0.2, 0.4, 0.5, 0.6, 0.7])
@@ -151,3 +152,25 @@ def test_pages_and_pictures_say_where_they_come_from(monkeypatch: pytest.MonkeyP
     assert "20 test prompts" in page
     assert "10 harmful requests" in page.replace("\n", " ")
     assert objectives.picture(table[2, 0], table).startswith("<?xml")
+
+
+def test_the_page_of_over_optimisation_takes_a_side_only_where_the_interval_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bench.common.origin_text", lambda facts: "`make it`\n")
+    d = np.array([0.5, 1.0, 2.0, 3.0])
+
+    def runs(*alphas: float) -> list[np.ndarray]:
+        return [np.stack([d, 2 * d, d * (alpha - np.log(d))]) for alpha in alphas]
+
+    arms = {"single": runs(0.5, 0.6), "mean": runs(0.9, 0.8), "worst": runs(0.4, 0.8), "uncertainty": runs(0.4, 0.4)}
+    studies = {"PPO": learned_study(arms)}
+    page = overoptimisation.page({"minutes": 1, "seeds": [0, 1], "prompts": 64, "answers": 256}, studies)
+    assert "one model: the truth is best at d = 0.64 (0.61 to 0.67)" in page  # exp(α − 1) for α of 0.55, 0.5, 0.6
+    assert "and turns there; farthest out the proxy has gained +6.00 σ" in page
+    assert "ensemble, mean helps at d = 3.00: truth +0.90 (+0.60 to +1.20) σ" in page
+    assert "ensemble, worst is not told from one model at d = 3.00: truth +0.15 (-0.30 to +0.60) σ" in page
+    assert "ensemble, mean − σ hurts at d = 3.00: truth -0.45 (-0.60 to -0.30) σ" in page
+    assert overoptimisation.picture(studies).startswith("<?xml")
+    kept = overoptimisation.as_json({}, studies)["PPO"]
+    assert kept["found"]["mean: truth α"] == pytest.approx([0.85, 0.8, 0.9])

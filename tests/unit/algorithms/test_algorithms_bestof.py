@@ -28,12 +28,13 @@ def spaces(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
     return probs / probs.sum(), torch.tensor(scores), draw(st.integers(1, 40))
 
 
-def tensors(*columns: list[float]) -> tuple[Tensor, ...]:
-    return tuple(torch.tensor(column, dtype=torch.float64) for column in columns)
+def tensors(one: list[float], other: list[float]) -> tuple[Tensor, Tensor]:
+    return torch.tensor(one, dtype=torch.float64), torch.tensor(other, dtype=torch.float64)
 
 
-def rows(*rows: list[float]) -> tuple[Tensor, ...]:
-    return tuple(torch.tensor([row], dtype=torch.float64) for row in rows)
+def rows(one: list[float], other: list[float]) -> tuple[Tensor, Tensor]:
+    """Both for a single prompt, [1, K]."""
+    return torch.tensor([one], dtype=torch.float64), torch.tensor([other], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -22,7 +23,8 @@ from assay.algorithms.distill_loss import (
 )
 
 LOGITS = st.lists(st.tuples(st.floats(-6, 6), st.floats(-6, 6)), min_size=2, max_size=6)
-ALL: dict[str, tuple[Divergence, object]] = {
+Slow = Callable[[list[float], list[float]], float]
+ALL: dict[str, tuple[Divergence, Slow]] = {
     "forward": (forward_kl, oracle.forward),
     "reverse": (reverse_kl, oracle.reverse),
     "jsd": (partial(jensen_shannon, beta=0.3), partial(oracle.jensen_shannon, beta=0.3)),
@@ -45,10 +47,9 @@ def model(seed: int, tokens: int = 7, width: int = 3, vocabulary: int = 5) -> tu
 @quick
 @given(logits=LOGITS)
 def test_a_divergence_is_its_sum_over_the_vocabulary(
-    divergence: Divergence, slow: object, logits: list[tuple[float, float]]
+    divergence: Divergence, slow: Slow, logits: list[tuple[float, float]]
 ) -> None:
     student, teacher = map(list, zip(*logits, strict=True))
-    assert callable(slow)
     same(divergence(logprobs(student), logprobs(teacher)), slow(oracle.softmax(student), oracle.softmax(teacher)))
 
 
@@ -81,7 +82,7 @@ def test_jensen_shannon_becomes_forward_and_reverse_kl_at_its_ends() -> None:
 
 
 @every
-def test_it_vanishes_with_its_gradient_where_the_student_is_the_teacher(divergence: Divergence, slow: object) -> None:
+def test_it_vanishes_with_its_gradient_where_the_student_is_the_teacher(divergence: Divergence, slow: Slow) -> None:
     logits = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64, requires_grad=True)
     value = divergence(logits.log_softmax(-1), logits.detach().log_softmax(-1))
     value.backward()
@@ -101,11 +102,10 @@ def test_the_gradient_of_forward_kl_is_student_minus_teacher() -> None:
 @every
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_token_divergence_is_that_of_each_token_and_its_gradient_that_of_finite_differences(
-    divergence: Divergence, slow: object, temperature: float
+    divergence: Divergence, slow: Slow, temperature: float
 ) -> None:
     (hidden, head), (teacher_hidden, teacher_head) = model(0), model(1, width=4)
     run = partial(token_divergence, divergence, temperature=temperature, chunk=3)
-    assert callable(slow)
     by_token = [
         slow(
             oracle.softmax(oracle.logits(h, head[0].tolist(), head[1].tolist()), temperature),

@@ -72,7 +72,7 @@ def methods(run: RunFiles) -> list[Method]:
         for n in sizes:
             of = f"{name}, n = {n}"
             named.setdefault(of, Method(of)).add(stage, f"best_of_{n}/", "truth")
-        if not sizes:
+        if not sizes and stage.get("kl") is not None:  # a student of another base has not moved from this one
             named.setdefault(name, Method(name)).add(stage)
     return list(named.values())
 

@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
 from assay.rollout.config import SamplingParams
 from assay.rollout.sampler import NgramBlock, draw, penalise, restrict, uniforms
 
-logit = st.floats(-8, 8, allow_nan=False, width=32)
+logit = st.floats(-8, 8, allow_nan=False, allow_subnormal=False, width=16)  # two that differ, differ after division too
 
 
 @settings(max_examples=150, deadline=None)

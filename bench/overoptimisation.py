@@ -38,7 +38,7 @@ from assay.rollout.engine import Engine
 from assay.rollout.sampler import Generation
 from assay.stages.bestof import Answers, powers_of_two
 from assay.stages.config import PPOConfig
-from assay.tracking.metrics import read_metrics, series
+from assay.tracking.metrics import read_json_lines, read_metrics, series
 from assay.worlds.world import load_world
 
 RECIPE = "recipes/overoptimisation.yaml"
@@ -78,13 +78,7 @@ def main() -> None:
     chosen = {
         arm: np.mean([best_of_n(Answers(pool, scores[arm]), truths_PK) for scores in scored], axis=0) for arm in ARMS
     }
-    learned = {
-        arm: [
-            learned_curve(run, arm, scores[arm].std().item(), truths_PK.std().item())
-            for run, scores in zip(runs, scored, strict=True)
-        ]
-        for arm in ARMS
-    }
+    learned = {arm: [learned_curve(run.artifact(f"ppo-{arm}")) for run in runs] for arm in ARMS}
     studies = {"best-of-n": growth.best_of_n_study(chosen, seed=0), "PPO": growth.learned_study(learned)}
     facts |= {"prompts": len(pool), "answers": asked.answers, "seeds": asked.seeds}
     facts["minutes"] = round((time.monotonic() - began) / 60, 1)
@@ -152,15 +146,22 @@ def best_of_n(answers: Answers, truths_PK: Tensor) -> Floats:
     return torch.stack(columns, dim=2).numpy()
 
 
-def learned_curve(run: Run, arm: str, proxy_std: float, truth_std: float) -> Floats:
-    """d, gain of the proxy and of the truth at every evaluation of a PPO run, [3, M]; a seed's arms start as one."""
-    lines = read_metrics(run.artifact(f"ppo-{arm}") / "metrics.jsonl")
+def learned_curve(artifact: Path) -> Floats:
+    """d, gain of the proxy and of the truth at every evaluation of one PPO run, [3, M].
+
+    The unit is the deviation of the SFT policy's answers to the test prompts: all arms of a seed have the same ones.
+    """
+    lines = read_metrics(artifact / "metrics.jsonl")
+    first = list(read_json_lines(artifact / "samples.jsonl"))
 
     def measured(name: str) -> Floats:
         return np.array(series(lines, f"eval/{name}")[1])
 
-    proxy, truth = (measured(f"{name}_after") - measured(f"{name}_before") for name in ("reward", "truth"))
-    return np.stack([np.sqrt(measured("kl").clip(0)), proxy / proxy_std, truth / truth_std])
+    def gained(name: str) -> Floats:
+        unit = np.std([row[f"{name}_before"] for row in first], ddof=1)
+        return (measured(f"{name}_after") - measured(f"{name}_before")) / unit
+
+    return np.stack([np.sqrt(measured("kl").clip(0)), gained("reward"), gained("truth")])
 
 
 def as_json(facts: Mapping[str, Any], studies: Mapping[str, Study]) -> dict[str, Any]:

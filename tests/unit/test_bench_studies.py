@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from bench import objectives, overoptimisation
-from bench.common import Run
 from bench.growth import learned_study
 from bench.overoptimisation import ARMS, ENSEMBLE, SEEDED, best_of_n, distinct, learned_curve
 from tests.oracles import bestof as oracle
@@ -94,17 +93,16 @@ def test_an_answer_that_was_cut_off_is_chosen_last() -> None:
 
 
 def test_a_curve_of_ppo_is_what_its_evaluations_gained_in_standard_deviations(tmp_path: Path) -> None:
-    folder = tmp_path / "artifacts" / "ppo-0"
-    folder.mkdir(parents=True)
     before = {"eval/reward_before": 1.0, "eval/truth_before": 10.0}
-    rows = [
+    lines = [
         {"step": 1, "time": 1.0, "objective/kl": 9.0},
         {"step": 2, "time": 2.0, "eval/kl": -0.1, "eval/reward_after": 1.0, "eval/truth_after": 10.0, **before},
         {"step": 4, "time": 4.0, "eval/kl": 4.0, "eval/reward_after": 5.0, "eval/truth_after": 7.0, **before},
     ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = Run({"dir": str(tmp_path / "run"), "stages": {"ppo-mean": {"artifact": "ppo-0"}}}, 0.0, 0.0)
-    d, proxy, truth = learned_curve(run, "mean", 2.0, 3.0)
+    answers = [{"reward_before": 2.0 * x, "truth_before": 3.0 * x, "reward_after": 50.0 * x} for x in (-1, 0, 1)]
+    for name, rows in (("metrics.jsonl", lines), ("samples.jsonl", answers)):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    d, proxy, truth = learned_curve(tmp_path)
     assert (d.tolist(), proxy.tolist(), truth.tolist()) == ([0.0, 2.0], [0.0, 2.0], [0.0, -1.0])
 
 

@@ -8,7 +8,7 @@ model is a term of the loss. As published it is k3 of each token, whose gradient
 half the squared log-ratio of the whole response has the right one (arXiv 2506.09477), so that is what stands here.
 
 Source: DeepSeekMath (Shao et al. 2024, arXiv 2402.03300), eq. 3.
-Run: python examples/grpo.py    (after sft.py and reward.py; two minutes)
+Run: python examples/grpo.py    (after sft.py and reward.py; about a minute)
 Shapes: N prompts, G responses each, B = N·G, R new tokens, K read at once, T tokens less one:
 place t is about token t + 1.
 """

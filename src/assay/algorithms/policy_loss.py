@@ -161,7 +161,7 @@ def surrogate_loss(
     Shapes: [B, T] each → scalar. `weights_BT` from `aggregation_weights`; `bound` adds the dual clip.
     Metrics, summed over counted tokens (divide by their number):
         approxkl   k3 estimate of KL(π_old‖π), the KL that stops the inner epochs, nats
-        clipfrac   tokens whose gradient, or whose weight, the clip has cut
+        clipfrac   tokens whose gradient the clip, or the dual clip, has cut; with cispo, whose weight it has cut
     """
     tokens_BT = log_ratio(logprobs_BT, old_logprobs_BT, mask_BT)
     ratio_BT = at_level(tokens_BT, mask_BT, level)
@@ -179,10 +179,19 @@ def surrogate_loss(
         loss_BT = dual_clip(loss_BT, advantages_BT, bound=bound)
     with torch.no_grad():
         drift_BT = tokens_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        cut_BT = clip_binds(ratio_BT, advantages_BT, clip_low=clip_low, clip_high=clip_high) & mask_BT
+        rho_BT = ratio_BT.exp()
+        match kind:
+            case "clip":
+                cut_BT = clip_binds(ratio_BT, advantages_BT, clip_low=clip_low, clip_high=clip_high)
+            case "cispo":
+                cut_BT = (rho_BT > 1 + clip_high) | (rho_BT < 1 - clip_low)
+            case _:
+                cut_BT = torch.zeros_like(mask_BT)
+        if bound is not None:
+            cut_BT = cut_BT | ((advantages_BT < 0) & (rho_BT > bound))
         metrics = {
             "approxkl": zero_pads(k3(torch.zeros_like(drift_BT), drift_BT), mask_BT).sum(),
-            "clipfrac": cut_BT.to(loss_BT.dtype).sum() * (kind in ("clip", "cispo")),
+            "clipfrac": (cut_BT & mask_BT).to(loss_BT.dtype).sum(),
         }
     return (weights_BT * zero_pads(loss_BT, mask_BT)).sum(), metrics
 

@@ -25,7 +25,7 @@ from assay.rollout.collect import Experience, Rollouts, joined
 from assay.stages import loop
 from assay.stages.config import GroupConfig
 from assay.stages.context import RunContext, StageInputs
-from assay.stages.online import Online, importance, policy_step
+from assay.stages.online import Online, importance_weighted, policy_step
 
 
 def run(config: GroupConfig, inputs: StageInputs, ctx: RunContext) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def sample_groups(online: Online, iteration: int, config: GroupConfig) -> Rollou
         prompts = online.prompts(iteration * rounds + attempt, count)[:missing]
         grouped = [prompt for prompt in prompts for _ in range(config.group_size)]
         rollouts = online.sample(grouped, "episodes", iteration, *([attempt] if attempt else []))
-        useful_N = advantages.informative_groups(rollouts.scores_B.view(-1, config.group_size))
+        useful_N = advantages.informative_groups(shaped_scores(online, rollouts, config).view(-1, config.group_size))
         if attempt == rounds - 1:
             useful_N = torch.ones_like(useful_N)  # enough: what is left teaches nothing, and keeps the batch whole
         if useful_N.any():
@@ -76,23 +76,30 @@ def sample_groups(online: Online, iteration: int, config: GroupConfig) -> Rollou
 
 def estimate(rollouts: Rollouts, online: Online, config: GroupConfig) -> tuple[Experience, dict[str, float]]:
     """Advantages of the episodes, all from before the update."""
-    scores_B, old_BR, kl_BR, measured = online.observe(rollouts)
-    mask_BR = rollouts.mask_BR
-    if config.overlong:
-        longest = config.sampling.max_new_tokens
-        scores_B = scores_B + advantages.overlong_penalty(
-            mask_BR.sum(1), max_tokens=longest, buffer=config.overlong * longest
-        )
+    _, old_BR, kl_BR, measured = online.observe(rollouts)
+    scores_B, mask_BR = shaped_scores(online, rollouts, config), rollouts.mask_BR
     greedy_B = online.greedy_scores(rollouts.prompts) if config.baseline == "greedy" else torch.zeros_like(scores_B)
     advantages_BR = token_advantages(
         scores_B, greedy_B, kl_BR, mask_BR, config, coef=0.0 if config.kl_loss else online.penalty.coef
     )
     groups_NG = scores_B.view(-1, config.group_size)
     measured["objective/groups_without_signal"] = 1 - advantages.informative_groups(groups_NG).float().mean().item()
-    weights_BR, no_critic = importance(rollouts, old_BR, config), torch.zeros(len(rollouts.rows), 0)
+    advantages_BR = importance_weighted(advantages_BR, rollouts, old_BR, config)
+    ones_BR, no_critic = torch.ones_like(old_BR), torch.zeros(len(rollouts.rows), 0)
     return Experience(
-        rollouts.rows, mask_BR, old_BR, rollouts.reference_BR, advantages_BR, weights_BR, no_critic, no_critic
+        rollouts.rows, mask_BR, old_BR, rollouts.reference_BR, advantages_BR, ones_BR, no_critic, no_critic
     ), measured
+
+
+def shaped_scores(online: Online, rollouts: Rollouts, config: GroupConfig) -> Tensor:
+    """Scores in the unit of reward, lowered for responses that come close to the longest, [B]."""
+    scores_B = online.scores(rollouts)
+    if config.overlong:
+        longest, lengths_B = config.sampling.max_new_tokens, rollouts.mask_BR.sum(1)
+        scores_B = scores_B + advantages.overlong_penalty(
+            lengths_B, max_tokens=longest, buffer=config.overlong * longest
+        )
+    return scores_B
 
 
 def token_advantages(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -49,12 +49,17 @@ class State:
     """Before any policy update there is none."""
     sampler_error: float = 0.0
     kl_z_min: float = 0.0
+    samples: int = 0
+    """Answers sampled to learn from, those that were set aside and a greedy baseline's included."""
+    last: dict[str, float] = field(default_factory=dict)
+    """What the last iteration measured."""
 
     def remember(self, measured: Mapping[str, float], episodes: int) -> None:
         """Take note of one iteration."""
         if self.episodes == 0:
             self.entropy_before = measured["objective/entropy"]
             self.value_loss_first = measured.get("val/loss_first", 0.0)
+        self.last = dict(measured)
         self.episodes += episodes
         self.seconds += episodes / measured["train/episodes_per_s"]
         if "policy/ratio_first_error" in measured:
@@ -86,11 +91,12 @@ class Online:
         self.start, self.best, saved = loop.restore(ctx, optimizers)
         self.state = State(**saved) if saved else State(kl_coef=config.kl_coef)
         self.penalty = kl_controller(config, self.state.kl_coef, self.start)
-        self.measured: dict[str, float] = {}
         self.began = time.perf_counter()
 
     def sample(self, prompts: Sequence[Prompt], *purpose: str | int) -> Rollouts:
         """One response to each prompt, scored, with the reference's log-probabilities."""
+        if purpose[0] == "episodes":
+            self.state.samples += len(prompts)
         return collect.collect(
             self.engine,
             prompts,
@@ -106,10 +112,10 @@ class Online:
         """Numbers of the iterations still to do; ends early when `patience` has run out."""
         self.progress = progress
         for iteration in range(self.start, self.config.iterations):
+            if self.config.patience and self.best.evaluations_since >= self.config.patience:
+                return  # asked here, not after the yield: a run that was killed on its last page must not go on either
             self.began = time.perf_counter()
             yield iteration
-            if self.config.patience and self.best.evaluations_since >= self.config.patience:
-                return
 
     def prompts(self, iteration: int, count: int) -> list[Prompt]:
         """The training prompts of one iteration."""
@@ -117,11 +123,8 @@ class Online:
 
     def observe(self, rollouts: Rollouts) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
         """Scores in the unit of reward [B], old log-probabilities and their k1 to the reference [B, R], and metrics."""
-        config, state, policy, mask_BR = self.config, self.state, self.roles.policy, rollouts.mask_BR
-        if state.reward_mean is None:  # the SFT policy's own scores set the unit of reward
-            state.reward_mean = rollouts.scores_B.mean().item()
-            state.reward_std = max(rollouts.scores_B.std(correction=0).item(), 1e-3)
-        scores_B = self.in_units(rollouts.scores_B, rollouts.finished_B & ~rollouts.empty_B)
+        config, policy, mask_BR = self.config, self.roles.policy, rollouts.mask_BR
+        scores_B = self.scores(rollouts)
         with torch.no_grad():  # once more by the path that is trained: the sampler's cache adds its own rounding
             old_BR = collect.over_rows(
                 lambda batch: policy.logprobs(batch, temperature=config.sampling.temperature).logprobs_BR,
@@ -151,6 +154,14 @@ class Online:
             },
         )
 
+    def scores(self, rollouts: Rollouts) -> Tensor:
+        """Scores in the unit of reward, which the SFT policy's own first scores set, [B]."""
+        state = self.state
+        if state.reward_mean is None:
+            state.reward_mean = rollouts.scores_B.mean().item()
+            state.reward_std = max(rollouts.scores_B.std(correction=0).item(), 1e-3)
+        return self.in_units(rollouts.scores_B, rollouts.finished_B & ~rollouts.empty_B)
+
     def in_units(self, scores_B: Tensor, answered_B: Tensor) -> Tensor:
         """Scores in the unit of reward, with the rule for responses without an end or without text, [B]."""
         assert self.state.reward_mean is not None
@@ -161,6 +172,7 @@ class Online:
     def greedy_scores(self, prompts: Sequence[Prompt]) -> Tensor:
         """For each prompt the score of the policy's likeliest response, in the unit of reward, [B] (ReMax)."""
         unique = list(dict.fromkeys(prompts))
+        self.state.samples += len(unique)
         greedy = self.config.sampling.model_copy(update={"temperature": 0.0})
         answers = collect.sample(self.engine, unique, greedy, seed=0)
         scores = self.reward(unique, [g.text for g in answers], [g.finish for g in answers])
@@ -187,7 +199,6 @@ class Online:
             self.best.offer(gain - config.kl_coef * measured["eval/kl"], done, self.roles.policy.parameters_trained())
         ctx.log(done, measured)
         self.progress.update(done, f"reward {measured['objective/reward']:+.2f}, KL {measured['objective/kl']:.2f}")
-        self.measured = measured
         if done == config.iterations:
             return
         interrupted = ctx.interrupted()
@@ -207,13 +218,14 @@ class Online:
             "kl_target": self.config.kl_target,
             "kl_z_min": self.state.kl_z_min,
             "entropy_before": self.state.entropy_before,
-            "entropy_after": self.measured["objective/entropy"],
+            "entropy_after": self.state.last["objective/entropy"],
             "first_ratio_error": self.state.first_ratio_error,
             "sampler_error": self.state.sampler_error,
             "best_iteration": self.best.iteration,
             "reward_mean": self.state.reward_mean,
             "reward_std": self.state.reward_std,
             "episodes": self.state.episodes,
+            "samples": self.state.samples,
             "episodes_per_s": self.state.episodes / self.state.seconds,
         }
 
@@ -227,11 +239,17 @@ def kl_controller(config: SamplingStageConfig, coef: float, done: int) -> FixedK
     return FixedKL(coef)
 
 
-def importance(rollouts: Rollouts, old_BR: Tensor, config: SamplingStageConfig) -> Tensor:
-    """What each token weighs before aggregation: 1, or its truncated importance weight, [B, R]."""
+def importance_weighted(
+    advantages_BR: Tensor, rollouts: Rollouts, old_BR: Tensor, config: SamplingStageConfig
+) -> Tensor:
+    """Advantages times the truncated importance weight of their token, where the recipe asks for it, [B, R].
+
+    Every surrogate is proportional to its advantage, so this weighs the surrogate, and not the KL or the entropy.
+    """
     if config.importance_cap is None:
-        return torch.ones_like(old_BR)
-    return policy_loss.importance_weights(old_BR, rollouts.logprobs_BR, rollouts.mask_BR, cap=config.importance_cap)
+        return advantages_BR
+    mask_BR, cap = rollouts.mask_BR, config.importance_cap
+    return advantages_BR * policy_loss.importance_weights(old_BR, rollouts.logprobs_BR, mask_BR, cap=cap)
 
 
 def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, kl_coef: float) -> dict[str, float]:

@@ -25,7 +25,7 @@ from assay.rollout.collect import Experience, Rollouts
 from assay.stages import loop
 from assay.stages.config import PPOConfig
 from assay.stages.context import RunContext, StageInputs
-from assay.stages.online import Online, importance, policy_step
+from assay.stages.online import Online, importance_weighted, policy_step
 
 
 def run(config: PPOConfig, inputs: StageInputs, ctx: RunContext) -> dict[str, Any]:
@@ -52,8 +52,8 @@ def run(config: PPOConfig, inputs: StageInputs, ctx: RunContext) -> dict[str, An
     roles.value.save(ctx.folder / "value")
     return online.report() | {
         "value_loss_first": online.state.value_loss_first,
-        "value_loss_last": online.measured["val/loss_first"],
-        "explained_variance": online.measured["val/explained_variance"],
+        "value_loss_last": online.state.last["val/loss_first"],
+        "explained_variance": online.state.last["val/explained_variance"],
     }
 
 
@@ -78,8 +78,8 @@ def estimate(
         mask_BR,
         old_BR,
         rollouts.reference_BR,
-        masked.whiten(advantages_BR, mask_BR),
-        importance(rollouts, old_BR, config),
+        importance_weighted(masked.whiten(advantages_BR, mask_BR), rollouts, old_BR, config),
+        torch.ones_like(old_BR),
         values_BR,
         returns_BR,
     )

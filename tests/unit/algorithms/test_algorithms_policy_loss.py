@@ -340,3 +340,26 @@ def test_truncated_importance_weights_are_ratios_up_to_the_cap_without_gradient(
     weights = importance_weights(old, sampled, torch.tensor([[True, True, False]]), cap=2.0)
     same(weights, [[math.exp(0.5), 2.0, 1.0]], 1e-6)
     assert not weights.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound", "cut"),
+    [
+        ("clip", None, [True, False, False, True]),  # only where the clip takes the gradient
+        ("clip", 3.0, [True, False, False, True]),
+        ("clip", 1.2, [True, True, False, True]),  # A < 0 and ρ > bound: the dual clip takes it
+        ("cispo", None, [True, True, True, True]),  # the weight is clipped whatever the sign of A
+        ("plain", None, [False] * 4),
+    ],
+)
+def test_the_share_of_cut_tokens_is_of_those_that_were_cut(
+    kind: Surrogate, bound: float | None, cut: list[bool]
+) -> None:
+    ratios = torch.tensor([[1.5, 1.5, 0.5, 0.5]], dtype=torch.float64)
+    signs = torch.tensor([[1.0, -1.0, 1.0, -1.0]], dtype=torch.float64)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    zeros = torch.zeros_like(ratios)
+    _, metrics = surrogate_loss(
+        ratios.log(), zeros, signs, mask, mask.double(), clip_low=0.2, clip_high=0.2, kind=kind, bound=bound
+    )
+    assert metrics["clipfrac"].item() == sum(cut)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from assay.stages import group, ppo
 from assay.stages.config import GroupConfig, PPOConfig
 from assay.stages.config.policy import METHODS
 from assay.stages.context import StageInputs
+from assay.stages.online import importance_weighted
 from assay.types import Prompt
 
 SETTINGS = {
@@ -126,9 +128,37 @@ def test_patience_ends_a_run_that_no_longer_improves_and_the_best_policy_is_kept
     assert metrics["best_iteration"] == best
 
 
+def test_a_run_killed_after_patience_ran_out_does_not_go_on(
+    sft_folder: Path, reward_folder: Path, tmp_path: Path
+) -> None:
+    """The last checkpoint is of the iteration that ended the run; started again, there is only the report to make."""
+    inputs = StageInputs(toy_data(), str(sft_folder), reward=str(reward_folder))
+    memory = Memory(tmp_path / "once")
+    config = config_of("grpo", evaluate_every=1, checkpoint_every=1, patience=2, kl_coef=0.0, entropy_coef=50.0)
+    once = group.run(config, inputs, memory)
+    iterations = len(memory.logged)
+    assert memory.saved is not None
+    assert memory.saved[0] == iterations < config.iterations
+    memory.folder = tmp_path / "again"
+    again = group.run(config, inputs, memory)
+    assert len(memory.logged) == iterations
+    assert same(weights(tmp_path / "once"), weights(tmp_path / "again"))
+    assert once == again
+
+
+def test_answers_that_were_set_aside_count_as_samples(sft_folder: Path, reward_folder: Path, tmp_path: Path) -> None:
+    """Scores that are never equal set nothing aside; ReMax samples a greedy answer to every prompt besides."""
+    inputs = StageInputs(toy_data(), str(sft_folder), reward=str(reward_folder))
+    plain = group.run(config_of("grpo", episodes=96), inputs, Memory(tmp_path / "grpo"))
+    greedy = group.run(config_of("remax", episodes=96), inputs, Memory(tmp_path / "remax"))
+    assert plain["samples"] == plain["episodes"] == greedy["episodes"] == 96
+    assert greedy["samples"] == 96 + 2 * 6  # six prompts in every batch
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"method": "gspo", "importance_cap": 2.0}, "importance_cap weighs tokens"),
         ({"group_size": 1}, "nothing to compare with"),
         ({"method": "rloo", "group_size": 1}, "nothing to compare with"),
         ({"batch_size": 50}, "not a multiple of group_size"),
@@ -173,6 +203,9 @@ def test_groups_without_a_signal_make_room_for_new_prompts() -> None:
             texts = [prompt.text for prompt in prompts]
             return Rollouts(prompts, rows, texts, wide > 0, wide, wide, scores, ended, ~ended)
 
+        def scores(self, rollouts: Rollouts) -> torch.Tensor:
+            return rollouts.scores_B
+
     config = config_of("dapo", batch_size=4, group_size=2, resample=1)
     rollouts = group.sample_groups(Scripted(), 0, config)  # type: ignore[arg-type]
     assert asked == [["0-0", "0-0", "0-1", "0-1"], ["1-0", "1-0"]]
@@ -193,3 +226,13 @@ def test_the_table_of_methods_in_the_documents_is_what_the_presets_choose() -> N
         assert [cell.split(",")[0] for cell in row[1:6]] == choices
         place = "none" if GroupConfig(method=method).kl_coef == 0 else "loss" if config.kl_loss else "reward"  # type: ignore[arg-type]
         assert row[6].split(",")[0] == place
+
+
+def test_truncated_importance_weights_multiply_the_advantages_and_with_them_the_surrogate_alone() -> None:
+    mask = torch.tensor([[True, True, False]])
+    old, sampled = torch.log(torch.tensor([[0.4, 0.1, 0.5]])), torch.log(torch.tensor([[0.1, 0.2, 0.1]]))
+    rollouts = SimpleNamespace(mask_BR=mask, logprobs_BR=sampled)
+    weighted = importance_weighted(
+        torch.tensor([[1.0, -2.0, 0.0]]), rollouts, old, config_of("grpo", importance_cap=3.0)
+    )  # type: ignore[arg-type]
+    torch.testing.assert_close(weighted, torch.tensor([[3.0, -1.0, 0.0]]))  # 4 is capped at 3; ½ stays

@@ -41,7 +41,7 @@ def test_the_table_says_means_with_their_intervals_and_what_a_seed_cost() -> Non
     # t(0.975, 2) = 4.3027; standard error 1/√3: reach 2.484
     row = [text.replace("\u00a0", " ") for text in table.rows[0]]  # type: ignore[union-attr]
     assert row[:3] == ["ppo", "3", "17 (14.5 to 19.5)"]
-    assert row[4:] == ["4 (1.52 to 6.48)", "3,584", "1 min 00 s", "800 MB"]
+    assert row[4:] == ["4 (1.52 to 6.48)", "3,584 answers", "1 min 00 s", "800 MB"]
 
 
 def test_the_interval_of_a_mean_is_students() -> None:

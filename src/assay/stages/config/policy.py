@@ -107,6 +107,8 @@ class SamplingStageConfig(TrainingConfig):
             raise ValueError(f"ratio: {self.ratio} is one number a response; it needs aggregation: sequence_mean")
         if self.ratio != "token" and self.surrogate == "cispo":
             raise ValueError("surrogate: cispo weighs tokens; it needs ratio: token")
+        if self.importance_cap is not None and self.ratio != "token":
+            raise ValueError(f"importance_cap weighs tokens; ratio: {self.ratio} is one number a response")
         if self.dual_clip is not None and self.surrogate != "clip":
             raise ValueError(f"dual_clip bounds the clipped surrogate; surrogate: {self.surrogate} has none")
         if self.kl_target is not None and self.kl_final is not None:

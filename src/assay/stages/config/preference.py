@@ -101,6 +101,8 @@ class PreferenceConfig(TrainingConfig):
             "loss kto compares log-ratios themselves: link reverse_kl": not self.paired and self.link != "reverse_kl",
             "loss kto has no chosen answers for nll_weight": not self.paired and self.nll_weight > 0,
             "desirable_weight is for loss kto": self.paired and self.desirable_weight != 1,
+            "sampling: the KL is that of the policy itself; leave top_p, top_k, repetition_penalty and no_repeat_ngram "
+            "off, and temperature above 0": not self.sampling.unrestricted,
             "rounds need `reward`, the reward model that labels their answers": self.rounds > 0 and not self.reward,
         }
         if found := [what for what, wrong in faults.items() if wrong]:

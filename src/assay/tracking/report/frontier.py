@@ -26,7 +26,8 @@ class Method:
     kl: list[float] = field(default_factory=list)
     truth: list[float] = field(default_factory=list)
     win_rate: list[float] = field(default_factory=list)
-    samples: float | None = None
+    samples: str = ""
+    """What a seed learned from: answers it sampled, or examples of the data."""
     seconds: list[float] = field(default_factory=list)
     memory_mb: list[float] = field(default_factory=list)
 
@@ -36,7 +37,9 @@ class Method:
             value = stage.get(f"{prefix}{name}")
             if value is not None:
                 column.append(value)
-        self.samples = stage.get("episodes") or stage.get("examples")
+        sampled = stage.get("samples") or stage.get("episodes")
+        compared = stage.get("examples")
+        self.samples = f"{count(sampled)} answers" if sampled else f"{count(compared)} examples" if compared else ""
         for column, name in ((self.seconds, "wall_s"), (self.memory_mb, "peak_rss_mb")):
             if stage.manifest.get(name) is not None:
                 column.append(float(stage.manifest[name]))
@@ -55,7 +58,7 @@ def frontier_section(run: RunFiles) -> Section | None:
         )
         if any(getattr(method, name) for method in found)
     ]
-    columns = ["", "seeds", "true worth", "win rate", "KL, nats", "samples", "time", "memory"]
+    columns = ["", "seeds", "true worth", "win rate", "KL, nats", "learned from", "time", "memory"]
     note = "Means over the seeds; brackets are 95 % intervals of the mean (Student’s t). Time and memory are a seed’s."
     blocks = [Charts("", charts, wide=True), Table("", columns, [_row(method) for method in found], note)]
     lead = f"{len(found)} methods, from the same model, on the same held-out prompts."
@@ -115,7 +118,7 @@ def _row(method: Method) -> list[str]:
         said(method.truth),
         said(method.win_rate, share=True),
         said(method.kl),
-        count(method.samples) if method.samples else "–",
+        method.samples or "–",
         duration(sum(method.seconds) / len(method.seconds)) if method.seconds else "–",
         f"{count(round(max(method.memory_mb)))} MB" if method.memory_mb else "–",
     ]

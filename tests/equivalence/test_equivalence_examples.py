@@ -102,9 +102,9 @@ def rounds(prompts: int, iterations: int, *, group: int = 1) -> list[tuple[list[
 def test_an_example_takes_data_and_models_from_here_and_nothing_else(example: ModuleType) -> None:
     assert example.__file__
     parsed = ast.parse(Path(example.__file__).read_text(encoding="utf-8"))
-    froms = {node.module or "" for node in ast.walk(parsed) if isinstance(node, ast.ImportFrom)}
+    sources = {node.module or "" for node in ast.walk(parsed) if isinstance(node, ast.ImportFrom)}
     plain = {name.name for node in ast.walk(parsed) if isinstance(node, ast.Import) for name in node.names}
-    ours = {module for module in froms | plain if module.split(".")[0] in ("assay", "examples")}
+    ours = {module for module in sources | plain if module.split(".")[0] in ("assay", "examples")}
     assert ours
     assert all(module.startswith(("assay.data.", "assay.models.", "assay.worlds", "assay.types")) for module in ours)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def before_calibration(
     readout: Readout, pairs: Sequence[Preference], scores: Scores, gains_MO: Tensor, inputs: StageInputs
 ) -> dict[str, Any]:
     """What calibration was good for: its temperature (of several scores, their geometric mean) and the error before."""
-    raw = Readout(readout.objectives, readout.weights, readout.members)
+    origins_MO = torch.tensor(readout.origins).view_as(gains_MO) / gains_MO
+    raw = replace(readout, origins=tuple(origins_MO.flatten().tolist()))
     report = of_pairs(raw, pairs, (scores[0] / gains_MO, scores[1] / gains_MO), inputs)
     return {"temperature": gains_MO.log().mean().neg().exp().item(), "ece_uncalibrated": report.get("ece")}
 

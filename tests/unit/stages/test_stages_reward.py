@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from tests.unit.stages.toy import COLOURS, QUESTIONS, Memory, run_in_two_parts, 
 from assay.data.items import as_preferences
 from assay.data.prepared import Prepared, Splits
 from assay.errors import ConfigError, DataError
+from assay.models.readout import Readout
 from assay.models.roles import RewardModel, load_reward_model
 from assay.rewards.learned import LearnedReward
-from assay.stages import reward
+from assay.stages import reward, reward_report
 from assay.stages.comparisons import Comparisons, bootstrap, comparisons_of, ranked_scores, to_learn
 from assay.stages.config import RewardConfig
 from assay.stages.context import StageInputs
@@ -180,6 +182,24 @@ def test_an_ensemble_learns_and_its_members_differ(
     assert members.shape == (6, ensemble["members"])
     assert members.std(dim=1).min() > 1e-3
     assert metrics["disagreement"] > 1e-3
+
+
+def test_calibration_is_held_against_the_same_ensemble_before_it() -> None:
+    """Two members, the worst counts. The gain of the second is 4, so before it that member's gaps were a quarter."""
+    seen: list[tuple[Sequence[float], Sequence[float]]] = []
+
+    def evaluate(pairs: Sequence[Preference], chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any]:
+        seen.append((chosen, rejected))
+        return {"ece": 0.25}
+
+    readout = Readout(members=2, aggregate="worst", origins=(1.0, 8.0))
+    scores = (torch.tensor([[[3.0], [20.0]]]), torch.tensor([[[2.0], [4.0]]]))  # [N, M, O]: raw 3, 5 and 2, 1
+    inputs = StageInputs(Prepared(), "", evaluate_preferences=evaluate)
+    pair = Preference(QUESTIONS[0], "blue", "red")
+    report = reward_report.before_calibration(readout, [pair], scores, torch.tensor([[1.0], [4.0]]), inputs)
+    # raw origins 1 and 2, their mean 1.5: the worst is min(3 − 1, 5 − 2) + 1.5, and min(2 − 1, 1 − 2) + 1.5
+    assert seen == [([3.5], [0.5])]
+    assert report == {"temperature": pytest.approx(0.5), "ece_uncalibrated": 0.25}  # 1/√(1 · 4)
 
 
 def test_every_member_has_its_own_bootstrap_sample() -> None:

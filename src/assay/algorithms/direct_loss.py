@@ -21,9 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (the name everyone uses)
 
 from assay.algorithms.masked import masked_sum, zero_pads
-
-MAX_LOG_RATIO = 20.0
-"""Ratios beyond e^±20 saturate where a link takes their exponential, long before float32 overflows to inf and NaN."""
+from assay.algorithms.policy_loss import MAX_LOG_RATIO
+from assay.algorithms.preference_loss import wins
 
 Link = Callable[[Tensor], Tensor]
 """Log-ratios to rewards up to β, elementwise; 0 at 0, so a policy that equals its reference has reward 0."""
@@ -150,7 +149,7 @@ def pair_loss(
     h_P = good_P - bad_P
     with torch.no_grad():
         metrics = {
-            "accuracy": (0.5 + 0.5 * h_P.sign()).sum() / total,
+            "accuracy": wins(h_P).sum() / total,
             "reward_margin": beta * h_P.sum() / total,
             "chosen_reward": beta * good_P.sum() / total,
             "rejected_reward": beta * bad_P.sum() / total,
@@ -179,7 +178,7 @@ def kto_loss(
     weight_B = 1 + (desirable_weight - 1) * good_B
     with torch.no_grad():
         metrics = {
-            "accuracy": (0.5 + 0.5 * gain_B.sign()).sum() / total,
+            "accuracy": wins(gain_B).sum() / total,
             "reward_margin": beta * gain_B.sum() / total,
         }
     return (weight_B * torch.sigmoid(-beta * gain_B)).sum() / total, metrics

@@ -37,7 +37,7 @@ def bradley_terry(
     total = gap_P.numel() if total is None else total
     with torch.no_grad():
         metrics = {
-            "accuracy": _wins(gap_P).sum() / total,
+            "accuracy": wins(gap_P).sum() / total,
             "ties": (gap_P == 0).to(gap_P.dtype).sum() / total,
             "reward_gap": gap_P.sum() / total,
             "chosen_mean": chosen_P.sum() / total,
@@ -84,7 +84,7 @@ def ranking_loss(
         return (weight_P * zero_pads(x_PQ, pairs_PQ).sum(dim=1) / count_P.clamp(min=1)).sum() / total
 
     with torch.no_grad():
-        metrics = {"accuracy": mean(_wins(gap_PQ)), "ties": mean((gap_PQ == 0).to(gap_PQ.dtype))}
+        metrics = {"accuracy": mean(wins(gap_PQ)), "ties": mean((gap_PQ == 0).to(gap_PQ.dtype))}
     return mean(loss_PQ), metrics
 
 
@@ -93,6 +93,6 @@ def _pair_loss(logit: Tensor, both: Tensor, centring: float, smoothing: float) -
     return -F.logsigmoid(logit) + smoothing * logit + centring * both.square()
 
 
-def _wins(gap: Tensor) -> Tensor:
-    """1 where the better response scores higher, ½ at a tie, 0 where it scores lower."""
+def wins(gap: Tensor) -> Tensor:
+    """1 where the gap is positive, ½ at a tie, 0 where it is negative. Shapes: any, elementwise."""
     return 0.5 + 0.5 * gap.sign()

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (the name everyone uses)
 
 from assay.algorithms.masked import zero_pads
+from assay.algorithms.preference_loss import wins
 
 StepAggregate = Literal["min", "product", "last"]
 
@@ -28,7 +29,7 @@ def step_loss(
     loss_BS = F.binary_cross_entropy_with_logits(logits_BS, good_BS.to(logits_BS.dtype), reduction="none")
     total = mask_BS.sum() if total is None else total
     with torch.no_grad():
-        right_BS = 0.5 + 0.5 * logits_BS.sign() * torch.where(good_BS, 1.0, -1.0)
+        right_BS = wins(torch.where(good_BS, logits_BS, -logits_BS))
         metrics = {"accuracy": zero_pads(right_BS, mask_BS).sum() / total}
     return zero_pads(loss_BS, mask_BS).sum() / total, metrics
 

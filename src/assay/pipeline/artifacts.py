@@ -28,7 +28,11 @@ PACKAGE = Path(__file__).parents[1]
 MANIFEST = "manifest.json"
 CHECKPOINT = "checkpoint"
 LOGS = ("metrics.jsonl", "samples.jsonl")
-CODE_ROOMS = ("algorithms", "data", "worlds", "models", "rollout", "rewards", "evaluation", "stages", "assets")
+CODE = (
+    *("algorithms", "data", "worlds", "models", "rollout", "rewards", "evaluation", "stages", "assets"),
+    *("rng.py", "types.py", "pipeline/evaluators.py", "pipeline/inputs.py"),
+)
+"""Folders and files of the package that decide results; all others only schedule, store and show them."""
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -253,8 +257,8 @@ def fingerprint(path: Path) -> str:
 def code_hash() -> str:
     """8 hex digits of the source that computes results: an artifact of other code is another artifact."""
     digest = hashlib.blake2b(digest_size=4)
-    for room in CODE_ROOMS:
-        for file in sorted((PACKAGE / room).rglob("*.py")):
+    for path in (PACKAGE / name for name in CODE):
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(f"{file.relative_to(PACKAGE)}\x1f".encode() + file.read_bytes())
     return digest.hexdigest()
 

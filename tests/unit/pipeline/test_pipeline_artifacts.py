@@ -54,6 +54,25 @@ def test_the_identity_is_a_function_of_what_determines_the_artifact_and_of_nothi
     assert len({IDENTITY.id, *(other.id for other in others)}) == 7
 
 
+@pytest.mark.parametrize(
+    "file",
+    ["rng.py", "types.py", "pipeline/evaluators.py", "pipeline/inputs.py", "stages/ppo.py", "algorithms/kl.py"],
+)
+def test_every_file_that_decides_results_is_part_of_the_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+):
+    copy = tmp_path / "assay"
+    shutil.copytree(artifacts.PACKAGE, copy, ignore=shutil.ignore_patterns("*.pyc", "base"))
+    monkeypatch.setattr(artifacts, "PACKAGE", copy)
+    code_hash = artifacts.code_hash.__wrapped__
+    before = code_hash()
+    (copy / "cli" / "run.py").write_text("# shows results, decides none")
+    assert code_hash() == before
+    with (copy / file).open("a") as source:
+        source.write("# changed\n")
+    assert code_hash() != before
+
+
 def test_other_code_or_another_version_makes_another_artifact(monkeypatch: pytest.MonkeyPatch):
     before = IDENTITY.id
     monkeypatch.setattr(artifacts, "__version__", "99.0")

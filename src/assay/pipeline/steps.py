@@ -48,8 +48,10 @@ def steps(named: NamedRecipe, wanted: Collection[str], *, fetch: bool = True) ->
         inputs = {DATA: data.id}
         for role, sources in node.inputs.items():
             inputs[role] = ",".join(_source_id(source, made, fetch) for source in sources)
+        if encoder := getattr(node.config, "encoder", None):  # always from outside: no stage makes one
+            inputs["encoder"] = _source_id(Source(encoder, outside=True), made, fetch)
         settings = node.config.model_dump(mode="json")
-        named_otherwise = {"id", "seed", "seeds", *references(node.config)}
+        named_otherwise = {"id", "seed", "seeds", "encoder", *references(node.config)}
         unnamed = {key: value for key, value in settings.items() if key not in named_otherwise}
         unnamed["template"] = recipe.model.template
         seed = rng.derive(recipe.seed, node.id) if node.config.seed is None else node.config.seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -108,3 +109,15 @@ def test_bertscore_runs_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch
     report = evaluators.policies({"sft": completions(*ENDED)})
     assert devices == ["cuda:7"]
     assert report["policies"]["sft"]["bertscore_f1"] == 1.0
+
+
+def test_another_encoder_in_the_same_place_makes_another_evaluation(tmp_path: Path):
+    recipe = workplace(tmp_path)
+    recipe.write_text(recipe.read_text() + f"  - evaluate: {{judge: reward, encoder: {tmp_path / 'encoder'}}}\n")
+    shutil.copytree(tmp_path / "model", tmp_path / "encoder")
+    first = run(load_recipe(str(recipe), (), {}), Fakes().request())
+    (tmp_path / "encoder" / "model.safetensors").write_bytes(b"others")
+    again = Fakes()
+    second = run(load_recipe(str(recipe), (), {}), again.request())
+    assert again.called == ["evaluate"]
+    assert first["stages"]["evaluate"]["artifact"] != second["stages"]["evaluate"]["artifact"]

@@ -88,9 +88,9 @@ class Critic:
 def transformer(seed: int) -> Policy:
     """One layer of a Llama, freshly drawn, behind the production interface."""
     torch.manual_seed(seed)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1}
+    shape = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "num_hidden_layers": 1}
     ids = {"vocab_size": TOKENS, "bos_token_id": None, "eos_token_id": None}
-    model = LlamaForCausalLM(LlamaConfig(**shape, **ids, max_position_embeddings=8, initializer_range=0.4))
+    model = LlamaForCausalLM(LlamaConfig(**shape, **ids, max_position_embeddings=8, initializer_range=0.2))
     return Policy(Backbone(model, device="cpu"), SimpleNamespace(pad_token_id=0))
 
 
@@ -105,7 +105,7 @@ def table_of(policy: Scorer) -> Array:
     logprobs = policy.logprobs(collate(ROWS, policy.pad_id)).logprobs_BR.double()
     table = torch.zeros(len(STATES), TOKENS, dtype=torch.float64)
     table[PATHS, CHOSEN] = logprobs.exp()
-    return table.numpy()
+    return (table / table.sum(1, keepdim=True)).numpy()
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,10 @@ class Method:
     target: Callable[[Tree], Array]
     rests: str = "π*"
     """Name of the target."""
+    haste: float = 1.0
+    """Factor on the learning rate."""
+    pace: int = 1
+    """Factor on the number of iterations."""
 
 
 def optimum(tree: Tree) -> Array:
@@ -198,6 +202,7 @@ def by_ppo(**choices: Any) -> Callable[[World, int, OptimConfig], Updates]:
                 "batch_size": BATCH,
                 "episodes": BATCH * iterations,
                 "inner_epochs": 2,
+                "minibatches": 1,
                 "sampling": SAMPLING,
                 "optim": optim,
                 "value_learning_rate": 0.05,
@@ -270,7 +275,7 @@ def greedy_score(world: World) -> Tensor:
 
 OPPONENT = 0
 PREFERENCE_BETA = 0.5
-SMOOTHING = 0.1
+SMOOTHING = 0.2
 
 
 def by_preference(method: str, people: Callable[[Tree], Array], **choices: Any) -> Callable[..., Updates]:
@@ -278,14 +283,11 @@ def by_preference(method: str, people: Callable[[Tree], Array], **choices: Any) 
 
     def train(world: World, iterations: int, optim: OptimConfig) -> Updates:
         step = preference_steps(world, iterations, optim, method, **choices)
-        chance_Y = torch.from_numpy(people(world.tree))
-        asked = BATCH // len(RESPONSES)
-        drawn = torch.arange(len(RESPONSES)).repeat(asked)
+        drawn = torch.arange(len(RESPONSES)).repeat_interleave(BATCH // len(RESPONSES))
+        chance_B = torch.from_numpy(people(world.tree))[drawn]
         for iteration in range(iterations):
-            # Stratified, so that people's noise is small: of 8 answers 8·P are "yes", rounded up or down by chance.
-            moods_Y = torch.rand(len(RESPONSES), generator=world.noise)
-            preferred = (moods_Y[drawn] + torch.arange(len(drawn)) // len(RESPONSES)) / asked < chance_Y[drawn]
-            step(iteration, [(y, OPPONENT, won) for y, won in zip(drawn.tolist(), preferred.tolist(), strict=True)])
+            answers = answered(chance_B, iteration)
+            step(iteration, [(y, OPPONENT, won) for y, won in zip(drawn.tolist(), answers, strict=True)])
             yield
 
     return train
@@ -295,11 +297,21 @@ def online_dpo(world: World, iterations: int, optim: OptimConfig) -> Updates:
     """Two responses of the policy as it is, and people who prefer by Bradley–Terry; an update; again."""
     step = preference_steps(world, iterations, optim, "dpo", beta=BETA)
     for iteration in range(iterations):
-        one_B, other_B = world.sample(BATCH), world.sample(BATCH)
-        chance_B = torch.sigmoid(world.scores_Y[one_B] - world.scores_Y[other_B])
-        preferred_B = torch.rand(len(one_B), generator=world.noise) < chance_B
-        step(iteration, list(zip(one_B.tolist(), other_B.tolist(), preferred_B.tolist(), strict=True)))
+        pairs = sorted(zip(world.sample(BATCH).tolist(), world.sample(BATCH).tolist(), strict=True))
+        one_B, other_B = torch.tensor(pairs).T
+        answers = answered(torch.sigmoid(world.scores_Y[one_B] - world.scores_Y[other_B]).double(), iteration)
+        step(iteration, [(one, other, won) for (one, other), won in zip(pairs, answers, strict=True)])
         yield
+
+
+def answered(chance_B: Tensor, iteration: int) -> list[bool]:
+    """Whether people say yes, each time with its chance, and over the iterations as often as they should.
+
+    Systematic sampling: of neighbours in a row as many say yes as their chances add up to, rounded up or down. Which
+    way takes even turns (multiples of the golden ratio) and is not drawn: the noise of n iterations is 1/n, not 1/√n.
+    """
+    ends_B = chance_B.cumsum(0) + iteration * (5**0.5 - 1) / 2 % 1
+    return (ends_B.floor() > (ends_B - chance_B).floor()).tolist()
 
 
 def preference_steps(
@@ -373,8 +385,8 @@ def shrunk(share: float) -> Callable[[Tree], Array]:
 
 
 TO_OPTIMUM = [
-    Method("REINFORCE", by_group("reinforce"), optimum),
-    Method("ReMax", by_group("remax"), optimum),
+    Method("REINFORCE", by_group("reinforce"), optimum, pace=2),
+    Method("ReMax", by_group("remax"), optimum, pace=3),
     Method("RLOO", by_group("rloo"), optimum),
     Method("RLOO, k2 in the loss", by_group("rloo", kl_loss="k2"), optimum),
     Method("GRPO", by_group("grpo", kl_loss=None), optimum),
@@ -387,8 +399,8 @@ TO_OPTIMUM = [
     Method("PPO, clip", by_ppo(), optimum),
     Method("PPO, dual clip", by_ppo(dual_clip=3.0), optimum),
     Method("PPO, penalty", by_ppo(surrogate="penalty"), optimum),
-    Method("DPO", by_preference("dpo", bradley_terry, beta=BETA), optimum),
-    Method("online DPO", online_dpo, optimum),
+    Method("DPO", by_preference("dpo", bradley_terry, beta=BETA), optimum, haste=2, pace=2),
+    Method("online DPO", online_dpo, optimum, pace=5),
     Method("distillation, reverse KL to π*", distillation, optimum),
 ]
 TO_ANOTHER = [
@@ -397,16 +409,33 @@ TO_ANOTHER = [
         by_preference("ipo", bradley_terry),
         tilted(lambda tree: (2 * bradley_terry(tree) - 1) / (2 * PREFERENCE_BETA)),
         "h = (2P − 1)/(2β)",
+        haste=2,
+        pace=2,
     ),
     Method(
         "cDPO, certain people",
         by_preference("cdpo", certain, label_smoothing=SMOOTHING),
         tilted(lambda tree: (2 * certain(tree) - 1) * math.log(1 / SMOOTHING - 1) / PREFERENCE_BETA),
         "h = ±logit(1 − ε)/β",
+        haste=2,
+        pace=2,
     ),
-    Method("Dr.GRPO, k2 in the loss", by_group("dr_grpo"), shrunk((GROUP - 1) / GROUP), "π* of (G−1)/G·r"),
-    Method("GRPO, k2 in the loss", by_group("grpo", group_size=64), oracle.standardised_best, "π* of β·std(r)"),
-    Method("GRPO as published, k3", by_group("grpo", group_size=64, kl_loss="k3"), oracle.grpo_best, "rational tilt"),
+    Method("Dr.GRPO, k2 in the loss, G = 4", by_group("dr_grpo", group_size=4), shrunk(3 / 4), "π* of (G−1)/G·r"),
+    Method(
+        "GRPO, k2 in the loss",
+        by_group("grpo", group_size=64),
+        oracle.standardised_best,
+        "π* of β·std(r)",
+        haste=2,
+        pace=4,
+    ),
+    Method(
+        "GRPO as published, k3",
+        by_group("grpo", group_size=64, kl_loss="k3"),
+        oracle.grpo_best,
+        "rational tilt",
+        pace=3,
+    ),
 ]
 METHODS = TO_OPTIMUM + TO_ANOTHER
 
@@ -427,20 +456,21 @@ class Climb:
     seconds: float
 
 
-RATES: Mapping[Kind, float] = {"table": 0.05, "transformer": 0.005}
+RATES: Mapping[Kind, float] = {"table": 0.05, "transformer": 0.002}
 
 
-def climb(method: Method, kind: Kind, *, iterations: int = 300, seed: int = 0, every: int = 10) -> Climb:
+def climb(method: Method, kind: Kind, *, iterations: int, seed: int = 0, points: int = 20) -> Climb:
     """Train, and measure on the way; the learning rate falls to 0, so that the noise of sampling dies away."""
     world = World.new(kind, seed)
     tree = world.tree
     target, (best, worth) = method.target(tree), oracle.best(tree)
     start = oracle.kl(oracle.responses(tree.reference), target)
-    optim = OptimConfig(learning_rate=RATES[kind], schedule="linear", warmup=0.0, eps=1e-5)
+    optim = OptimConfig(learning_rate=method.haste * RATES[kind], schedule="linear", warmup=0.0, eps=1e-5)
+    iterations *= method.pace
     steps, shares, errors, gap = [0], [1.0], [], math.nan
     began = time.perf_counter()
     for done, _ in enumerate(method.train(world, iterations, optim), start=1):
-        if done % every == 0 or done == iterations:
+        if done % (iterations // points) == 0 or done == iterations:
             chances = oracle.responses(table_of(world.policy))
             gap = worth - oracle.objective_of(tree, chances)
             errors.append(abs(gap - tree.beta * oracle.kl(chances, best)))

@@ -32,8 +32,8 @@ from bench import common
 LIST = common.ROOT / "bench" / "mutants.yaml"
 MEMORY = common.ROOT / "runs" / "mutants.json"
 PACKAGE = common.ROOT / "src" / "assay"
-TIMEOUT_S = 300
-"""A mistake that makes the tests run for ever is noticed too."""
+TIMEOUT_S = 1800
+"""Beyond it nothing is judged: a busy machine looks like a mistake that makes the tests run for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +151,14 @@ def first_failure(tree: Path, tests: Sequence[str]) -> str | None:
     where = "import assay, sys; sys.exit(0 if assay.__file__.startswith(sys.argv[1]) else 'another assay was imported')"
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", where, str(tree)], env=environment, cwd=common.ROOT, check=True)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *tests],
-            env=environment,
-            cwd=common.ROOT,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired:
-        return f"the tests did not end within {TIMEOUT_S} s"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *tests],
+        env=environment,
+        cwd=common.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
     if done.returncode == 0:
         return None
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from tests.oracles import losses
 
-Row = Sequence[tuple[float, float, float, float, float]]
+Row = Sequence[Sequence[float]]
 """Tokens of one response: log-probability now, before, and under the reference; advantage; entropy."""
 
 
-def step(rows: Sequence[Row], chosen: dict, longest: int) -> float:
+def step(rows: Sequence[Row], chosen: dict[str, Any], longest: int) -> float:
     """Σ w·(surrogate + β·KL − c·entropy); `chosen` holds the settings of the method."""
     low, high = chosen["clip"], chosen["clip_high"] or chosen["clip"]
     bound, how, level = chosen["dual_clip"] or math.inf, chosen["aggregation"], chosen["ratio"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from bench.gradients import ESTIMATORS, GROUP, Estimator, moments
 from tests.oracles import tree as oracle
 from tests.oracles.tree import Tree
+from torch import Tensor
 
 from assay.algorithms.advantages import group_relative, informative_groups, leave_one_out
 
@@ -60,9 +62,8 @@ SCORES = [1.0, -0.5, 2.0, 0.25]
 CHANCES = [0.1, 0.2, 0.3, 0.4]
 
 
-def expected_gradient(advantages_of: object, size: int) -> list[float]:
+def expected_gradient(advantages_of: Callable[[Tensor], Tensor], size: int) -> list[float]:
     """E[1/G·Σ_i A_i·∇log π(y_i)] of a softmax over four outcomes, over all 4^G groups."""
-    assert callable(advantages_of)
     groups = list(itertools.product(range(4), repeat=size))
     advantages = advantages_of(torch.tensor([[SCORES[y] for y in group] for group in groups])).tolist()
     total = [0.0] * 4

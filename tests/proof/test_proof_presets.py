@@ -52,8 +52,8 @@ def episodes(noise: torch.Generator) -> Experience:
     )
     rows = [Row([b, *[0] * length], 1) for b, length in enumerate(LENGTHS)]
     nothing = mask.new_zeros(len(LENGTHS), 0)
-    filled = [x.where(mask, math.nan) for x in (old, reference, advantages)]
-    return Experience(rows, mask, *filled, torch.ones_like(old), nothing, nothing)
+    old, reference, advantages = (x.where(mask, math.nan) for x in (old, reference, advantages))
+    return Experience(rows, mask, old, reference, advantages, torch.ones_like(old), nothing, nothing)
 
 
 def group(method: str, **changes: Any) -> GroupConfig:

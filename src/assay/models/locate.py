@@ -16,8 +16,8 @@ HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
-def locate(path: str | Path) -> Path:
-    """The folder that holds a model's config.json and safetensors.
+def locate(path: str | Path, *, fetch: bool = True) -> Path:
+    """The folder that holds a model's config.json and safetensors; without `fetch` the hub is not asked for it.
 
     Raises `UsageError` when nothing is there and `ModelError` when what is there is not a usable model.
     """
@@ -30,7 +30,7 @@ def locate(path: str | Path) -> Path:
     folder = Path(name).expanduser()
     if folder.exists() or not HUB_ID.fullmatch(name):
         return _local(folder)
-    return _from_hub(name)
+    return _from_hub(name, fetch=fetch)
 
 
 def weights_hash(folder: Path) -> str:
@@ -86,12 +86,14 @@ def _in_package(package: str) -> Path:
     )
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, *, fetch: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
+        folder = Path(
+            snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"], local_files_only=not fetch)
+        )
     except GatedRepoError as error:
         raise ModelError(
             f"the hub asks for permission to use {name}", hint=f"accept its terms on hf.co/{name}, then `hf auth login`"

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class Request:
 def run(named: NamedRecipe, request: Request) -> dict[str, Any]:
     """Run the recipe; returns the summary that is also written to summary.json."""
     plan = selected(named, request)
+    recipe = selected(named, replace(request, only=None), fetch=False) if request.only else plan
     environment.device(named.recipe.device)
     folder, store = named.run_dir, Store(Path(named.recipe.runs_dir))
     after = "what is finished is kept, and the same command resumes the rest"
@@ -79,7 +80,7 @@ def run(named: NamedRecipe, request: Request) -> dict[str, Any]:
         stack.enter_context(locked(folder / "run.lock", f"the run {folder}"))
         write_text(folder / "recipe.yaml", named.recipe.yaml())
         _clear(named, request, plan, store)
-        run_of = _Run(named, request, plan, store, folder)
+        run_of = _Run(named, request, plan, recipe, store, folder)
         for step in plan:
             if request.stop():
                 raise Interrupted(f"stopped before {step.id}; what is finished is kept")
@@ -106,12 +107,20 @@ class _Run:
     named: NamedRecipe
     request: Request
     plan: Sequence[Step]
+    recipe: Sequence[Step]
+    """Every step of the recipe: what an earlier run finished belongs to the run, though this one may not ask for it."""
     store: Store
     folder: Path
     began: float = field(default_factory=time.monotonic)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     data: Prepared | None = None
     memory: environment.PeakMemory = field(default_factory=environment.PeakMemory)
+
+    def __post_init__(self) -> None:
+        planned = {step.id for step in self.plan}
+        for step in self.recipe:
+            if step.id not in planned and (found := self.store.get(step.identity.id)):
+                self.artifacts[step.id] = found
 
     def step(self, step: Step) -> None:
         """Take the artifact, or make it."""
@@ -142,8 +151,9 @@ class _Run:
             "wall_s": round(time.monotonic() - self.began, 2),
             "peak_rss_mb": max(self.memory.lap(), self.memory.most),
             "stages": {
-                name: {"kind": made.manifest["kind"], "artifact": made.id, "metrics": made.manifest["metrics"]}
-                for name, made in self.artifacts.items()
+                step.id: {"kind": made.manifest["kind"], "artifact": made.id, "metrics": made.manifest["metrics"]}
+                for step in self.recipe
+                if (made := self.artifacts.get(step.id))
             },
         }
 

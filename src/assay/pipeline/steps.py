@@ -11,6 +11,7 @@ from assay import rng
 from assay.config import Config
 from assay.data import hub
 from assay.data.config import FileData, FileSource
+from assay.errors import AssayError
 from assay.models.locate import locate
 from assay.pipeline.artifacts import Identity, fingerprint
 from assay.pipeline.graph import Node, Source, references
@@ -37,7 +38,8 @@ class Step:
 def steps(named: NamedRecipe, wanted: Collection[str], *, fetch: bool = True) -> list[Step]:
     """The data and the wanted stages in order; what a wanted stage reads must be wanted too.
 
-    Models on the hub are fetched, because their content is part of the identity; without `fetch` their name has to do.
+    Models on the hub are fetched, because their content is part of the identity; without `fetch`, the name of one that
+    was never fetched has to do.
     Raises UsageError or ModelError when a model is not there.
     """
     recipe = named.recipe
@@ -77,8 +79,12 @@ def is_hub_id(path: str) -> bool:
 def _source_id(source: Source, made: Mapping[str, Step], fetch: bool) -> str:
     if not source.outside:
         return made[source.name].identity.id
-    known = fetch or not is_hub_id(source.name)
-    return f"model:{fingerprint(locate(source.name)) if known else source.name}"
+    try:
+        return f"model:{fingerprint(locate(source.name, fetch=fetch))}"
+    except AssayError:
+        if fetch or not is_hub_id(source.name):
+            raise
+        return f"model:{source.name}"
 
 
 def _content(path: str) -> str:

@@ -130,6 +130,33 @@ def test_only_runs_a_stage_and_what_it_needs(recipe: Path):
     assert list(summary["stages"]) == ["data", "sft", "reward"]
 
 
+def test_only_leaves_what_is_finished_in_the_summary(recipe: Path):
+    whole = run(load(recipe), Fakes().request())
+    again = Fakes()
+    part = run(load(recipe), again.request(only="reward"))
+    assert again.called == []
+    assert part["stages"] == whole["stages"]
+    assert json.loads((Path(part["dir"]) / "summary.json").read_text())["stages"] == whole["stages"]
+    (recipe.parent / "model" / "model.safetensors").write_bytes(b"others")  # what stood on the old weights is outdated
+    assert list(run(load(recipe), Fakes().request(only="sft"))["stages"]) == ["data", "sft"]
+
+
+def test_only_finds_what_is_finished_with_a_model_of_the_hub(recipe: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[bool] = []
+
+    def download(name: str, *, local_files_only: bool, **others: object) -> str:
+        asked.append(local_files_only)
+        return str(recipe.parent / "model")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    recipe.write_text(recipe.read_text().replace("- ppo", "- ppo: {judge: some/judge}"))
+    whole = run(load(recipe), Fakes().request())
+    assert asked == [False]
+    part = run(load(recipe), Fakes().request(only="sft"))
+    assert part["stages"] == whole["stages"]
+    assert asked == [False, True], "a stage that is not asked for downloads nothing"
+
+
 def test_from_makes_a_stage_and_what_reads_it_anew(recipe: Path):
     first = run(load(recipe), Fakes().request())
     again = Fakes()

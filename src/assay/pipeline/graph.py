@@ -15,7 +15,6 @@ from assay.stages.config import AnyStage
 
 ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 RESERVED = ("data", "model", "stages", "seed", "runs_dir", "device", "track")
-MODELS_BY_NAME = ("embedded", "gpt2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +122,8 @@ def descendants(graph: Graph, stage: str) -> set[str]:
 
 
 def is_model(name: str) -> bool:
-    """Whether a reference is meant as a model: a path, a hub id, package:NAME or one of the names everybody knows."""
-    return "/" in name or ":" in name or name in MODELS_BY_NAME or Path(name).is_dir()
+    """Whether a reference is meant as a model: a path, OWNER/NAME on the hub, package:NAME or embedded."""
+    return "/" in name or ":" in name or name == "embedded" or Path(name).is_dir()
 
 
 def _default(rule: StageRef, earlier: Mapping[str, str], model: str) -> tuple[Source, ...]:
@@ -156,4 +155,5 @@ def _reference_fault(
         return f'"{name}" is a stage of kind {earlier[name]}, not {wanted}', did_you_mean(name, suitable)
     if name in later:
         return f'the stage "{name}" comes later', "a stage reads only stages above it: change the order"
-    return f'there is no stage "{name}" above', did_you_mean(name, suitable) or "a model is written as a path: ./NAME"
+    hint = "; ".join(filter(None, [did_you_mean(name, suitable), "a model is written ./FOLDER or OWNER/NAME"]))
+    return f'there is no stage "{name}" above', hint

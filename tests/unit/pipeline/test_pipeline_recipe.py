@@ -158,6 +158,8 @@ def test_the_run_folder_depends_on_what_determines_the_result_only(tmp_path: Pat
             ["/mine.yaml:10", '"clip" is given twice'],
         ),
         ("kl_target: 6.0", "reward: rewrd", ['ppo.reward: there is no stage "rewrd" above', 'did you mean "reward"?']),
+        ("epochs: 3", "base: distilgpt2", ['no stage "distilgpt2" above', "a model is written ./FOLDER or OWNER/NAME"]),
+        ("kl_target: 6.0", "base: gpt2", ['no stage "gpt2" above', "known: sft; a model is written", "OWNER/NAME"]),
         ("kl_target: 6.0", "reward: sft", ['"sft" is a stage of kind sft, not reward']),
         ("kl_target: 6.0", "base: evaluate", ['the stage "evaluate" comes later']),
         ("- reward\n", "- rewrd\n", ['/mine.yaml:6: stage 2: unknown stage "rewrd"', 'did you mean "reward"?']),

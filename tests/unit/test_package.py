@@ -95,6 +95,14 @@ def test_the_wheel_holds_every_file_of_the_package_and_the_recipes(tmp_path: Pat
     assert packed == expected
 
 
+def test_every_message_that_troubleshooting_quotes_is_one_of_the_code() -> None:
+    guide = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py"))
+    quoted = re.findall(r'"([^"]+)"', "".join(re.findall(r"^\*\*(.+?)\*\*", guide, re.MULTILINE)))
+    assert len(quoted) >= 4
+    assert [message for message in quoted if message.removesuffix(" …") not in source] == []
+
+
 def test_the_recipe_in_the_readme_is_valid_with_the_overrides_shown(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (recipe,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)

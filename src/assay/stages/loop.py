@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -119,12 +119,31 @@ def resume(ctx: RunContext, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
 def finish_step(
     ctx: RunContext, optimizer: Optimizer, done: int, total: int, every: int, state: Mapping[str, Any]
 ) -> None:
-    """Checkpoint when due; checkpoint and stop when the user asked to."""
-    interrupted = ctx.interrupted() and done < total
-    if interrupted or (done % every == 0 and done < total):
-        ctx.checkpoint(done, optimizer.tensors(), state)
+    """Checkpoint when due; checkpoint and stop when the user asked to. `resume` is its inverse."""
+    _finish(ctx, done, total, every, lambda: ctx.checkpoint(done, optimizer.tensors(), state))
+
+
+def finish_iteration(
+    ctx: RunContext,
+    optimizers: Mapping[str, Optimizer],
+    done: int,
+    total: int,
+    every: int,
+    best: Best,
+    state: Mapping[str, Any],
+) -> None:
+    """The same for a stage that keeps its best weights. `restore` is its inverse."""
+    _finish(ctx, done, total, every, lambda: save(ctx, done, optimizers, best, state))
+
+
+def _finish(ctx: RunContext, done: int, total: int, every: int, checkpoint: Callable[[], None]) -> None:
+    if done == total:  # what comes next is the model itself
+        return
+    interrupted = ctx.interrupted()
+    if interrupted or done % every == 0:
+        checkpoint()
     if interrupted:
-        raise Interrupted(f"stopped after step {done} of {total}; the checkpoint is saved")
+        raise Interrupted(f"stopped after {done} of {total}; the checkpoint is saved")
 
 
 @dataclass

@@ -23,7 +23,7 @@ from torch import Tensor
 from assay import rng
 from assay.data.records import write_whole
 from assay.data.render import Renderer
-from assay.errors import DataError, Interrupted
+from assay.errors import DataError
 from assay.models.backbone import drop_dropout
 from assay.models.roles import Policy, load_policy, load_reward_model
 from assay.rewards import RewardFn
@@ -122,7 +122,7 @@ def learn(learner: Learner, renderer: Renderer, inputs: StageInputs, ctx: RunCon
             state.setdefault("loss_first", measured["train/loss"])
             ctx.log(done, measured)
             progress.update(done, f"loss {measured['train/loss']:.3f}, accuracy {measured['train/accuracy']:.2f}")
-            keep(ctx, done, len(steps), config.checkpoint_every, optimizer, best, state)
+            loop.finish_iteration(ctx, {"policy": optimizer}, done, len(steps), config.checkpoint_every, best, state)
 
     if held_out:
         best.put_back(parameters)
@@ -160,7 +160,8 @@ def learn_in_rounds(
             state = {"examples": state.get("examples", 0) + len(examples), "last": measured}
             ctx.log(number + 1, measured)
             progress.update(number + 1, f"reward {measured['objective/reward']:+.2f}")
-            keep(ctx, number + 1, config.rounds, max(1, config.checkpoint_every // steps), optimizer, best, state)
+            every = max(1, config.checkpoint_every // steps)
+            loop.finish_iteration(ctx, {"policy": optimizer}, number + 1, config.rounds, every, best, state)
     return {"examples": state["examples"], "steps": config.rounds * steps, "loss_last": state["last"].get("train/loss")}
 
 
@@ -222,20 +223,3 @@ def update(
     measured |= optimizer.update(step)
     measured["examples_per_s"] = len(batch) / (time.perf_counter() - began)
     return loop.numbers(measured, prefix="train/")
-
-
-def keep(
-    ctx: RunContext,
-    done: int,
-    total: int,
-    every: int,
-    optimizer: loop.Optimizer,
-    best: loop.Best,
-    state: dict[str, Any],
-) -> None:
-    """Checkpoint when due; checkpoint and stop when the user asked to."""
-    interrupted = ctx.interrupted() and done < total
-    if interrupted or (done % every == 0 and done < total):
-        loop.save(ctx, done, {"policy": optimizer}, best, state)
-    if interrupted:
-        raise Interrupted(f"stopped after {done} of {total}; the checkpoint is saved")

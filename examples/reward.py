@@ -24,7 +24,7 @@ from torch.nn import functional as F  # noqa: N812  (the name everyone uses)
 
 from assay.data.pack import batches, collate
 from assay.data.render import Row
-from assay.models.reward_model import RewardModel, load_reward_model
+from assay.models.roles import RewardModel, load_reward_model
 from assay.types import Preference
 from assay.worlds import load_world
 from assay.worlds.config import WorldData

@@ -28,10 +28,11 @@ from assay.models.backbone import (
 )
 from assay.models.config import LoraConfig, Template
 from assay.models.heads import ValueHead
+from assay.models.load_reward import load_reward_model
 from assay.models.locate import locate, weights_hash
 from assay.models.policy import Policy, ResponseLogprobs, load_policy
 from assay.models.reward_folder import HEADS, Provenance, adapter_folder, adapter_name, read_config
-from assay.models.reward_model import RewardModel, load_reward_model
+from assay.models.reward_model import RewardModel
 from assay.models.value_model import ValueModel, load_value_model
 
 __all__ = [

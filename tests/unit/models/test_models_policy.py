@@ -15,8 +15,8 @@ from assay.data.pack import collate, collate_packed
 from assay.data.render import Row
 from assay.errors import ModelError
 from assay.models.config import LoraConfig
+from assay.models.load_reward import load_reward_model
 from assay.models.policy import Policy, load_policy
-from assay.models.reward_model import load_reward_model
 
 ROWS = [Row([5, 90, 91, 92, 93, 94], 2), Row([5, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69], 7), Row([70, 71, 72], 1)]
 

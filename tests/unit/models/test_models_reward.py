@@ -16,10 +16,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from assay.data.pack import collate
 from assay.data.render import Row
 from assay.errors import DataError, ModelError
+from assay.models.calibration import preference_gain
 from assay.models.config import LoraConfig
 from assay.models.heads import init_reward_head
+from assay.models.load_reward import load_reward_model
 from assay.models.policy import load_policy
-from assay.models.reward_model import RewardModel, load_reward_model, preference_gain
+from assay.models.reward_model import RewardModel
 from assay.types import Message, Prompt
 
 ROWS = [Row([5, 90, 91, 92, 93, 94], 2), Row([5, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69], 7), Row([70, 71, 72], 1)]

@@ -22,9 +22,10 @@ from assay.data.steps import split_steps
 from assay.errors import ConfigError, ModelError
 from assay.models.attribution import PIECES, attribute
 from assay.models.config import LoraConfig
+from assay.models.load_reward import load_reward_model
 from assay.models.policy import load_policy
 from assay.models.readout import Readout
-from assay.models.reward_model import RewardModel, load_reward_model
+from assay.models.reward_model import RewardModel
 from assay.models.roles import ppo_roles
 from assay.types import Prompt
 

@@ -11,8 +11,8 @@ from tests import tiny
 from assay.data.pack import TokenBatch, collate
 from assay.data.render import Row
 from assay.models.config import LoraConfig
+from assay.models.load_reward import load_reward_model
 from assay.models.policy import load_policy
-from assay.models.reward_model import load_reward_model
 from assay.models.roles import PPORoles, load_value_model, ppo_roles
 from assay.types import Prompt
 

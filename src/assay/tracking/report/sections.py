@@ -9,7 +9,7 @@ from assay.tracking.report.attribution import attribution_blocks
 from assay.tracking.report.blocks import Block, Chart, Charts, Facts, Note, Section, Table
 from assay.tracking.report.charts import reliability_chart
 from assay.tracking.report.checks import BASELINES
-from assay.tracking.report.curves import curve_blocks
+from assay.tracking.report.curve_blocks import curve_blocks
 from assay.tracking.report.data import MOST_SLICES, data_section
 from assay.tracking.report.evaluation import evaluation_section
 from assay.tracking.report.run_files import POLICIES, RunFiles, StageFiles

@@ -9,7 +9,7 @@ import torch
 
 from assay.algorithms.advantages import gae, missing_eos_scores, shaped_rewards
 from assay.algorithms.kl import AdaptiveKL, k1, k2, k3
-from assay.algorithms.logprobs import token_entropy, token_logprobs
+from assay.algorithms.logprobs import token_logprobs
 from assay.algorithms.masked import whiten
 from assay.algorithms.policy_loss import aggregation_weights, ppo_value_loss, surrogate_loss
 from assay.algorithms.preference_loss import bradley_terry, ranking_loss
@@ -56,7 +56,6 @@ def test_logprob_and_entropy_of_a_small_head() -> None:
     assert entropies is not None
     assert logprobs.item() == pytest.approx(-1.4076059)
     assert entropies.item() == pytest.approx(0.8323953, abs=1e-6)  # log Z − (0.0900306 + 2·0.2447285 + 3·0.6652410)
-    assert token_entropy(torch.tensor([1.0, 2.0, 3.0])).item() == pytest.approx(0.8323953, abs=1e-6)
 
 
 def test_one_ppo_update_from_scores_to_losses() -> None:

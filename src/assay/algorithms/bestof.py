@@ -91,7 +91,8 @@ def rejection_sampling(probs_Y: Tensor, accept_Y: Tensor) -> tuple[Tensor, Tenso
         π_a(y) = π(y)·a(y) / Z,   Z = Σ_y π(y)·a(y)        KL(π_a ‖ π) = E_{π_a}[log a] − log Z
 
     A threshold (a is 0 or 1) has KL −log Z, whatever it selects; a = exp((r − max r)/β) gives the policy that maximises
-    reward − β·KL (RSO, arXiv 2309.06657, sec. 3). Shapes: [Y], [Y] → [Y], scalar in nats.
+    reward − β·KL (RSO, arXiv 2309.06657, sec. 3). No stage calls it: it is the exact KL that the
+    other two ways to choose among samples are held against. Shapes: [Y], [Y] → [Y], scalar in nats.
     """
     accepted_Y = probs_Y.double() * accept_Y.double()
     rate = accepted_Y.sum()

@@ -41,16 +41,6 @@ def token_logprobs(
     return logprobs_N, entropy_N if with_entropy else None
 
 
-def token_entropy(logits: Tensor) -> Tensor:
-    """H = log Σ_v e^{z_v} − Σ_v p_v·z_v of each distribution, in nats; logits of −inf have probability 0.
-
-    Shapes: [..., V] → [...].
-    """
-    probabilities = logits.softmax(dim=-1)
-    possible = logits.where(logits > -torch.inf, 0)  # 0 · −inf is NaN
-    return logits.logsumexp(dim=-1) - (probabilities * possible).sum(dim=-1)
-
-
 def completion_loss(logprobs_BT: Tensor, mask_BT: Tensor, *, total: int | Tensor) -> Tensor:
     """−Σ m·log p / total: the loss of supervised fine-tuning, over response tokens only, their end included.
 

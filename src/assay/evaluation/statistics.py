@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -218,19 +217,6 @@ def sign_test(wins: int, losses: int) -> float | None:
 
     `None` without a win or a loss."""
     return binomial_test(wins, wins + losses) if wins + losses else None
-
-
-def pairwise_agreement(labels: Sequence[Sequence[Hashable]], *, seed: int) -> Interval:
-    """Chance that two annotators of one item say the same, with its interval over items.
-
-    `labels[i]` holds item i's labels, one per annotator; items with fewer than two are left out.
-    """
-    shares = [
-        sum(a == b for a, b in combinations(item, 2)) / math.comb(len(item), 2) for item in labels if len(item) > 1
-    ]
-    if not shares:
-        raise DataError("no item has two labels", hint="agreement needs items that two people have judged")
-    return bootstrap_mean(shares, seed=seed)
 
 
 def accuracy_ceiling(agreement: float) -> float | None:

@@ -14,7 +14,7 @@ from tests.unit.algorithms.batches import Batch, batches, quick, same
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from assay.algorithms.logprobs import completion_loss, token_entropy, token_logprobs
+from assay.algorithms.logprobs import completion_loss, token_logprobs
 from assay.algorithms.policy_loss import ratio_error
 
 N, D, V = 13, 5, 11
@@ -166,31 +166,6 @@ def test_no_tokens_have_no_logprobs() -> None:
     assert entropies is not None
     assert logprobs.shape == entropies.shape == (0,)
     logprobs.sum().backward()
-
-
-def test_entropy_is_that_of_the_full_distribution() -> None:
-    same(token_entropy(torch.zeros(2, 8, dtype=torch.float64)), [math.log(8)] * 2)
-    same(token_entropy(torch.tensor([100.0, 0.0, 0.0])), 0.0, 1e-6)
-    logits = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = [[oracle.entropy(oracle.log_softmax(z)) for z in row] for row in logits.tolist()]
-    same(token_entropy(logits), torch.tensor(expected, dtype=torch.float64))
-
-
-def test_tokens_that_cannot_happen_add_nothing_to_the_entropy_or_its_gradient() -> None:
-    logits = torch.tensor([1.0, -torch.inf, 0.0], dtype=torch.float64, requires_grad=True)
-    value = token_entropy(logits)
-    value.backward()
-    two = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
-    token_entropy(two).backward()
-    assert logits.grad is not None
-    assert two.grad is not None
-    same(value.detach(), token_entropy(two).detach())
-    same(logits.grad, [two.grad[0].item(), 0.0, two.grad[1].item()])
-
-
-def test_entropy_gradient_agrees_with_finite_differences() -> None:
-    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(token_entropy, (logits,))
 
 
 def test_surprise_equals_entropy_for_the_true_sampler_and_not_for_a_truncated_one() -> None:

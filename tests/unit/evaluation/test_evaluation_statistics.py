@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import combinations
 from statistics import NormalDist
 
 import numpy as np
@@ -21,7 +20,6 @@ from assay.evaluation.statistics import (
     design_effect,
     numbers,
     paired_bootstrap,
-    pairwise_agreement,
     percentile_interval,
     proportion,
     sign_test,
@@ -207,15 +205,6 @@ def test_agreement_below_chance_has_no_ceiling_and_a_non_share_is_refused():
     assert accuracy_ceiling(0.4) is None
     with pytest.raises(DataError, match=r"1\.2 is not a share"):
         accuracy_ceiling(1.2)
-
-
-def test_agreement_counts_every_pair_of_annotators():
-    labels = [["a", "a", "b"], ["a", "a"], ["b"]]
-    pairs = [a == b for item in labels[:1] for a, b in combinations(item, 2)]
-    interval = pairwise_agreement(labels, seed=0)
-    assert interval.value == pytest.approx((sum(pairs) / 3 + 1) / 2)
-    with pytest.raises(DataError, match="no item has two labels"):
-        pairwise_agreement([["a"], []], seed=0)
 
 
 @settings(max_examples=20)

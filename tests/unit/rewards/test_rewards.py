@@ -1,15 +1,12 @@
-"""Rewards: what they are centred on, and that truth is truth."""
+"""The reward of a reward model: what it is centred on, and what it sees."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import pytest
 from tests import tiny
 
-from assay.models.reward_model import load_reward_model
+from assay.models.load_reward import load_reward_model
 from assay.rewards.learned import LearnedReward
-from assay.rewards.truth import TruthReward
 from assay.types import FinishReason, Prompt
 
 PROMPTS = [Prompt.ask("what time is it?"), Prompt.ask("could you help me, please?")]
@@ -29,21 +26,3 @@ def test_a_reward_model_sees_whether_a_response_ended() -> None:
     reward = LearnedReward(load_reward_model(tiny.folder("llama"), head_seed=0), batch_size=8)
     ended, cut = (reward(PROMPTS[:1], ANSWERS[:1], [finish])[0] for finish in ("stop", "length"))
     assert ended != pytest.approx(cut, abs=1e-4)
-
-
-@dataclass(frozen=True)
-class Judgement:
-    total: float
-
-
-class WordCount:
-    """A world whose truth is the number of words."""
-
-    name = "words"
-
-    def truth(self, prompt: Prompt, response: str) -> Judgement:
-        return Judgement(float(len(response.split())))
-
-
-def test_the_true_reward_is_the_worlds_total() -> None:
-    assert TruthReward(WordCount())(PROMPTS, ANSWERS, ENDS) == [2.0, 5.0]  # pyright: ignore[reportArgumentType]

@@ -18,7 +18,6 @@ from assay.data.prepared import Prepared, Splits
 from assay.errors import ConfigError, DataError
 from assay.models.readout import Readout
 from assay.models.roles import RewardModel, load_reward_model
-from assay.rewards.learned import LearnedReward
 from assay.stages import reward, reward_report
 from assay.stages.comparisons import Comparisons, bootstrap, comparisons_of, ranked_scores, to_learn
 from assay.stages.config import RewardConfig
@@ -122,11 +121,11 @@ def test_scores_of_a_batch_stand_where_their_response_ranks(sft_folder: Path) ->
 def test_one_backbone_learns_two_objectives_that_disagree(sft_folder: Path, tmp_path: Path) -> None:
     model, metrics = learn(sft_folder, tmp_path, two_minded(), objectives={"taste": 1.0, "warmth": 0.1}, epochs=8)
     assert ordered(model, "blue", "green", "amber", "red")
-    LearnedReward(model, batch_size=8, weights={"warmth": 1.0})
+    model.readout = model.readout.reweighed({"warmth": 1.0})
     assert ordered(model, "red", "amber", "green", "blue")
     assert metrics["dropped"] == 0
     with pytest.raises(ConfigError, match='no objective "warmness"'):
-        LearnedReward(model, batch_size=8, weights={"warmness": 1.0})
+        model.readout.reweighed({"warmness": 1.0})
 
 
 def test_a_finished_model_takes_other_weights(sft_folder: Path, tmp_path: Path) -> None:

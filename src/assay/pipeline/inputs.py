@@ -126,12 +126,13 @@ def stage_inputs(
     sources = step.node.inputs
     model, place = named.recipe.model, named.recipe.data
     single = {role: _path(found[0], folders) for role, found in sources.items() if role != "policies"}
+    judge = single.pop("judge", None)
     evaluators = Evaluators(
         data,
         rng.derive(step.identity.seed, "evaluation"),
         train=part_of(data.preferences.train, getattr(config, "part", (1, 1))),
         world=load_world(place.world) if isinstance(place, WorldData) else None,
-        judge=_judge(single["judge"], model.template, device) if "judge" in single else None,
+        judge=_judge(judge, model.template, device) if judge else None,
         encoder=getattr(config, "encoder", None),
         device=device,
     )

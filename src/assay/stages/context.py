@@ -42,8 +42,6 @@ class StageInputs:
     """Folder of the reward model."""
     teacher: str | None = None
     """Folder of the model that is imitated."""
-    judge: str | None = None
-    """Folder of the reward model that judges where no truth is known."""
     policies: Mapping[str, str] = field(default_factory=dict)
     """Models to evaluate, by stage id; the first is the one the others are compared with."""
     truth: Scorer | None = None

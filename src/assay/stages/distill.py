@@ -12,7 +12,7 @@ On its own samples a student meets the mistakes that it makes and that nobody de
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -38,9 +38,6 @@ from assay.stages.config import DistillConfig
 from assay.stages.context import RunContext, StageInputs
 from assay.types import Prompt
 
-Texts = Callable[[int], list[Row]]
-"""Optimizer step → the rows it learns from."""
-
 
 def run(config: DistillConfig, inputs: StageInputs, ctx: RunContext) -> dict[str, Any]:
     student, teacher = load_pair(config, inputs, ctx)
@@ -64,6 +61,7 @@ def run(config: DistillConfig, inputs: StageInputs, ctx: RunContext) -> dict[str
         )
 
     def texts(step: int) -> list[Row]:
+        """What an optimizer step learns from."""
         if config.off_policy == "teacher":
             return sampled(student, own, "student", step) + sampled(teacher, others, "teacher", step)
         shown = loop.pick(demonstrated, others, step, ctx.seed) if others else []

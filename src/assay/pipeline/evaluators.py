@@ -92,8 +92,13 @@ class Evaluators:
             report |= {f"{self.judged_by}_{side}": report[f"mean_{side}"] for side in ("before", "after")}
         return report
 
-    def policies(self, answers: Mapping[str, Sequence[Completion]]) -> dict[str, Any]:
-        """Every policy described, each compared with the first, and one selected (evaluation/compare.py)."""
+    def policies(
+        self, validation: Mapping[str, Sequence[Completion]], answers: Mapping[str, Sequence[Completion]]
+    ) -> dict[str, Any]:
+        """Every policy described, each compared with the first, and one selected (evaluation/compare.py).
+
+        Selected by the answers to the validation prompts: the one that luck favours there has no luck on the others.
+        """
         scores = {name: self._scores(completions) for name, completions in answers.items()}
         baseline = next(iter(answers))
         described = {
@@ -109,7 +114,7 @@ class Evaluators:
             described[name] |= measured
         for name, measured in wins.items():
             described[name] |= {key: measured[key] for key in ("win_rate", "win_rate_low", "win_rate_high")}
-        selection = compare(scores, seed=self.seed)
+        selection = compare({name: self._scores(column) for name, column in validation.items()}, seed=self.seed)
         return {
             "judged_by": self.judged_by,
             "baseline": baseline,

@@ -34,10 +34,9 @@ NEEDS = {
     "ppo": ("prompts_train", "prompts_validation", "prompts_test"),
     "group": ("prompts_train", "prompts_validation", "prompts_test"),
     "bestof": ("prompts_train", "prompts_validation", "prompts_test"),
-    "distill": ("demonstrations_train or prompts_train", "prompts_test"),
-    "evaluate": ("prompts_test",),
+    "evaluate": ("prompts_validation", "prompts_test"),
 }
-"""What a kind of stage cannot do without; of `preference` and `reward`, `needs` knows."""
+"""What a kind of stage cannot do without; where that depends on its settings, `needs` knows."""
 
 
 def prepare(data: Config, seed: int) -> Prepared:
@@ -92,6 +91,10 @@ def needs(config: AnyStage) -> Sequence[str]:
         purposes = ["steps"] if config.steps else compared
         splits = ("validation", "test") if config.trained else ("train", "validation", "test")
         return [f"{purpose}_{split}" for purpose in purposes for split in splits]
+    if config.kind == "distill":
+        shown = config.own < config.batch_size and config.off_policy == "demonstrations"
+        sampled = config.own > 0 or config.off_policy == "teacher"
+        return ("demonstrations_train",) * shown + ("prompts_train",) * sampled + ("prompts_test",)
     if config.kind != "preference":
         return NEEDS.get(config.kind, ())
     if config.rounds:

@@ -14,7 +14,7 @@ from assay.types import Completion, Preference, Prompt
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from assay.data.prepare import Prepared
+    from assay.data.prepared import Prepared
 
 Scorer = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
 """Prompts and responses to one number each: the truth of a world, or a judge model."""
@@ -25,8 +25,9 @@ PreferenceEvaluator = Callable[[Sequence[Preference], Sequence[float], Sequence[
 PolicyEvaluator = Callable[[Sequence[Completion], Sequence[Completion]], dict[str, Any]]
 """Completions before and after, prompt by prompt, to a report: win rate, safety, text statistics."""
 
-PoliciesEvaluator = Callable[[Mapping[str, Sequence[Completion]]], dict[str, Any]]
-"""Completions of several policies on the same prompts, the baseline first, to a comparison and a selection."""
+PoliciesEvaluator = Callable[[Mapping[str, Sequence[Completion]], Mapping[str, Sequence[Completion]]], dict[str, Any]]
+"""Completions of several policies, the baseline first, on validation and on test prompts: the first select one, the
+second are compared."""
 
 
 @dataclass(frozen=True, slots=True)

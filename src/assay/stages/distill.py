@@ -53,8 +53,7 @@ def run(config: DistillConfig, inputs: StageInputs, ctx: RunContext) -> dict[str
         return [generation.row for generation in sample(policy, prompts, who, step)]
 
     demonstrated = [row for d in inputs.data.demonstrations.train if (row := renderer.row(d.prompt, d.response))]
-    own = round(config.on_policy * config.batch_size)
-    others = config.batch_size - own
+    own, others = config.own, config.batch_size - config.own
     if others and config.off_policy == "demonstrations" and not demonstrated:
         raise DataError(
             "distill has no demonstrations to learn from", hint="set distill.off_policy=teacher, or distill.on_policy=1"

@@ -1,6 +1,9 @@
 """Compare the policies of a recipe on held-out prompts, and select one.
 
-policies + prompts  →  evaluation.json: win rate over the first, truth or judge, safety, text statistics
+policies + validation prompts  →  the selected policy
+policies + test prompts        →  evaluation.json: win rate over the first, truth or judge, safety, text statistics
+
+The best of several is partly the luckiest, so the prompts that select are not those that report.
 """
 
 from __future__ import annotations
@@ -25,20 +28,21 @@ def run(config: EvaluateConfig, inputs: StageInputs, ctx: RunContext) -> dict[st
             "there is nothing to judge the policies by",
             hint="train on a world, or name a reward stage as evaluate.judge",
         )
-    prompts = inputs.data.prompts.test[: config.prompts]
-    if not prompts:
-        raise DataError("there are no held-out prompts", hint="raise data.test_split")
-    answers: dict[str, list[Completion]] = {}
+    prompts = {name: getattr(inputs.data.prompts, name)[: config.prompts] for name in ("validation", "test")}
+    if empty := [name for name, held_out in prompts.items() if not held_out]:
+        raise DataError(f"there are no {empty[0]} prompts", hint=f"raise data.{empty[0]}_split")
+    answers: dict[str, dict[str, list[Completion]]] = {name: {} for name in prompts}
     with ctx.progress(len(inputs.policies), "evaluate") as progress:
         for done, (name, path) in enumerate(inputs.policies.items(), start=1):
             policy = load_policy(path, trainable=False, device=ctx.device)
             renderer = policy.renderer(inputs.template, config.max_length)
             engine = Engine(policy, renderer, max_batch=config.batch_size)
-            generations = collect.sample(engine, prompts, config.sampling, rng.derive(ctx.seed, "test"))
-            answers[name] = [generation.completion for generation in generations]
+            for split, asked in prompts.items():
+                generations = collect.sample(engine, asked, config.sampling, rng.derive(ctx.seed, split))
+                answers[split][name] = [generation.completion for generation in generations]
             progress.update(done, name)
 
-    report = inputs.evaluate_policies(answers)
+    report = inputs.evaluate_policies(answers["validation"], answers["test"])
     (ctx.folder / "evaluation.json").write_text(json.dumps(report, indent=2))
     ctx.samples(
         0,
@@ -46,12 +50,12 @@ def run(config: EvaluateConfig, inputs: StageInputs, ctx: RunContext) -> dict[st
             {
                 "prompt": prompt.text,
                 "kind": prompt.kind,
-                "answers": {name: rows[i].response for name, rows in answers.items()},
+                "answers": {name: rows[i].response for name, rows in answers["test"].items()},
             }
-            for i, prompt in enumerate(prompts)
+            for i, prompt in enumerate(prompts["test"])
         ],
     )
-    metrics = {"selected": report["selected"], "prompts": len(prompts)}
+    metrics = {"selected": report["selected"], "prompts": len(prompts["test"])}
     for name, policy in report["policies"].items():
         metrics |= loop.numbers(policy, prefix=f"{name}/")
     return metrics

@@ -11,8 +11,8 @@ import pytest
 
 from assay.data.config import FileData
 from assay.data.items import as_demonstration, as_preferences, identity
-from assay.data.prepare import Prepared, prepare_files
-from assay.data.prepared import Splits
+from assay.data.prepare import prepare_files
+from assay.data.prepared import Prepared, Splits
 from assay.data.records import Item, from_record, to_record
 from assay.errors import DataError
 from assay.types import JudgedSteps, Preference, Prompt, Ranking

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from assay.data.config import CleanConfig, FileData, FileSource
-from assay.data.prepare import Prepared, Splits, prepare_files
+from assay.data.prepare import prepare_files
+from assay.data.prepared import Prepared, Splits
 from assay.data.records import from_record, to_record
 from assay.errors import DataError, StorageError
 from assay.types import Demonstration, Message, Preference, Prompt, Ranking, Verdict

@@ -106,9 +106,21 @@ def test_bertscore_runs_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch
         encoder=str(tiny.folder("llama")),
         device="cuda:7",
     )
-    report = evaluators.policies({"sft": completions(*ENDED)})
+    report = evaluators.policies({"sft": completions(*ENDED)}, {"sft": completions(*ENDED)})
     assert devices == ["cuda:7"]
     assert report["policies"]["sft"]["bertscore_f1"] == 1.0
+
+
+def test_policies_are_selected_by_other_answers_than_those_that_are_reported():
+    """On validation `late` is better, on test `early`: the selection must see the one, the numbers the other."""
+    better, worse = completions(*ENDED), completions("length", "length", "length", "length")
+    evaluators = Evaluators(
+        Prepared(), 0, judge=lambda prompts, responses, finishes: [float(f == "stop") for f in finishes]
+    )
+    report = evaluators.policies({"early": worse, "late": better}, {"early": better, "late": worse})
+    assert report["selected"] == report["selection"]["best"] == "late"
+    assert {name: policy["score"] for name, policy in report["policies"].items()} == {"early": 1.0, "late": 0.0}
+    assert report["wins"]["late"]["win_rate"] == 0.0
 
 
 def test_another_encoder_in_the_same_place_makes_another_evaluation(tmp_path: Path):

@@ -42,3 +42,8 @@ class DistillConfig(TrainingConfig):
     optim: OptimConfig = Field(default=OptimConfig(learning_rate=1e-4), description="optimizer")
     lora: LoraConfig | None = Field(default=None, description="train adapters instead of all weights")
     sampling: SamplingParams = Field(default=SamplingParams(), description="how student and teacher sample")
+
+    @property
+    def own(self) -> int:
+        """Sequences of a batch that the student samples itself."""
+        return round(self.on_policy * self.batch_size)

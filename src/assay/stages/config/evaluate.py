@@ -27,7 +27,7 @@ class EvaluateConfig(StageConfig):
     encoder: str | None = Field(
         default=None, description="encoder for BERTScore against reference answers: local path, hub id or package:NAME"
     )
-    prompts: PositiveInt = Field(default=500, description="held-out prompts")
+    prompts: PositiveInt = Field(default=500, description="test prompts at most, and validation prompts to select by")
     sampling: SamplingParams = Field(default=SamplingParams(), description="how responses are sampled")
     max_length: PositiveInt = Field(default=512, description="longest prompt plus response in tokens")
     batch_size: PositiveInt = Field(default=128, description="responses decoded at once")

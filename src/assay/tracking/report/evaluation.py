@@ -34,7 +34,10 @@ def evaluation_section(stage: StageFiles) -> Section:
     judge = "the truth" if report.get("judged_by") == "truth" else "the judge model"
     lead = f"{listing(names)} answered the same {count(stage.get('prompts'))} held-out prompts, judged by {judge}."
     if report.get("selected"):
-        lead += f" Selected: {report['selected']}, the least trained one within one standard error of the best."
+        lead += (
+            f" Selected: {report['selected']}, the least trained one within one standard error of the best on the"
+            " validation prompts."
+        )
     return Section(stage.id, title, lead, blocks)
 
 

@@ -51,7 +51,8 @@ Kind = Literal["table", "transformer"]
 class Scorer(Protocol):
     """What the production code asks of a policy."""
 
-    pad_id: int
+    @property
+    def pad_id(self) -> int: ...
 
     def logprobs(self, batch: TokenBatch, *, temperature: float = 1.0, entropy: bool = False) -> ResponseLogprobs: ...
 
@@ -258,6 +259,7 @@ def online(world: World) -> Any:
         state=SimpleNamespace(reward_mean=0.0),
         penalty=FixedKL(BETA),
         observe=observe,
+        scores=lambda sampled: sampled.scores_B,
         greedy_scores=lambda prompts: greedy_score(world).expand(len(prompts)),
     )
 

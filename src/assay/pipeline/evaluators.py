@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from assay.evaluation.compare import compare
 from assay.evaluation.policy import policy_report
 from assay.evaluation.preference import preference_report
 from assay.evaluation.safety import is_refusal, refusal_report
-from assay.evaluation.statistics import bootstrap_mean
+from assay.evaluation.statistics import bootstrap_mean, proportion
 from assay.evaluation.text import text_report
 from assay.evaluation.winrate import win_rate
 from assay.rewards import RewardFn
@@ -55,6 +55,18 @@ class Evaluators:
         """True worth of each response; only with a world."""
         assert self.world is not None
         return [self.world.truth(prompt, response).total for prompt, response in zip(prompts, responses, strict=True)]
+
+    def mean(
+        self, name: str, values: Sequence[float], groups: Sequence[Hashable] | None = None
+    ) -> dict[str, float | None]:
+        """The mean with its bootstrap interval."""
+        return bootstrap_mean(values, seed=self.seed, groups=groups).named(name)
+
+    def share(
+        self, name: str, values: Sequence[float], groups: Sequence[Hashable] | None = None
+    ) -> dict[str, float | None]:
+        """The mean of outcomes between 0 and 1 with its Wilson interval."""
+        return proportion(values, groups=groups).named(name)
 
     def preferences(
         self, pairs: Sequence[Preference], chosen: Sequence[float], rejected: Sequence[float]

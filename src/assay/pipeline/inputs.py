@@ -144,6 +144,8 @@ def stage_inputs(
         template=model.template,
         policies={source.name: _path(source, folders) for source in sources.get("policies", ())},
         truth=evaluators.truth if evaluators.world else None,
+        mean=evaluators.mean,
+        share=evaluators.share,
         evaluate_preferences=evaluators.preferences,
         evaluate_policy=evaluators.policy,
         evaluate_policies=evaluators.policies if evaluators.judged_by else None,

@@ -123,13 +123,14 @@ def measure(sample: Sample, config: BestOfConfig, inputs: StageInputs, ctx: RunC
     metrics: dict[str, Any] = {}
     for n in powers_of_two(config.answers):
         best = answers.best(n)
-        report = compared.compare(single, best, inputs) | {
-            "kl": bestof.sampled_kl(answers.order_PK, answers.logprobs_PK, n).mean().item(),
+        report = {
+            **compared.compare(single, best, inputs),
+            **inputs.mean("kl", bestof.sampled_kl(answers.order_PK, answers.logprobs_PK, n).tolist()),
             "kl_bound": bestof.kl_bound(n),
-            "reward": bestof.expected_best_of_n(answers.order_PK, answers.scores_PK, n).mean().item(),
+            **inputs.mean("reward", bestof.expected_best_of_n(answers.order_PK, answers.scores_PK, n).tolist()),
         }
         if truths_PK is not None:
-            report["truth"] = bestof.expected_best_of_n(answers.order_PK, truths_PK, n).mean().item()
+            report |= inputs.mean("truth", bestof.expected_best_of_n(answers.order_PK, truths_PK, n).tolist())
         ctx.log(n, loop.numbers(report, prefix="eval/"))
         names = [f"{name}{end}" for name in FRONTIER for end in ("", "_low", "_high")]
         metrics |= {f"best_of_{n}/{name}": report[name] for name in names if name in report}

@@ -9,11 +9,14 @@ from assay.stages.context import StageInputs
 
 
 def compare(before: Rollouts, after: Rollouts, inputs: StageInputs) -> dict[str, Any]:
-    """The trained policy against the SFT model on the same prompts: proxy reward, KL, and what the evaluator adds."""
-    kl_B = after.kl_B()
-    report = {"kl": kl_B.mean().item()}
+    """A trained policy against its start on the same prompts: proxy reward, KL (nats), and what the evaluator adds.
+
+    Intervals are those of other prompts; the gain's is paired, for a hard prompt is hard for both.
+    """
+    report: dict[str, Any] = inputs.mean("kl", after.kl_B().tolist())
     if inputs.reward is not None:
         report |= {"reward_before": before.scores_B.mean().item(), "reward_after": after.scores_B.mean().item()}
+        report |= inputs.mean("reward_gain", (after.scores_B - before.scores_B).tolist())
     if inputs.evaluate_policy is None:
         return report
     return report | inputs.evaluate_policy(before.completions, after.completions)

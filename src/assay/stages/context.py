@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,22 @@ PoliciesEvaluator = Callable[[Mapping[str, Sequence[Completion]], Mapping[str, S
 second are compared."""
 
 
+class Estimate(Protocol):
+    """A name and one number a row to `name`, their mean, and `name_low` and `name_high`, its 95 % interval.
+
+    `groups`, one label a row, vary together: the steps of one response, for example.
+    """
+
+    def __call__(
+        self, name: str, values: Sequence[float], groups: Sequence[Hashable] | None = None
+    ) -> dict[str, float | None]: ...
+
+
+def mean_alone(name: str, values: Sequence[float], groups: Sequence[Hashable] | None = None) -> dict[str, float | None]:
+    """Where nobody gives an interval."""
+    return {name: sum(values) / len(values)}
+
+
 @dataclass(frozen=True, slots=True)
 class StageInputs:
     """Everything a stage reads. `None` where the recipe has no such thing."""
@@ -47,6 +63,10 @@ class StageInputs:
     """Models to evaluate, by stage id; the first is the one the others are compared with."""
     truth: Scorer | None = None
     """What the simulated humans really want; only worlds have it."""
+    mean: Estimate = mean_alone
+    """Of any numbers."""
+    share: Estimate = mean_alone
+    """Of outcomes between 0 and 1: its interval holds where all of them are alike, too."""
     evaluate_preferences: PreferenceEvaluator | None = None
     evaluate_policy: PolicyEvaluator | None = None
     evaluate_policies: PoliciesEvaluator | None = None

@@ -75,13 +75,13 @@ def learn(
     if not config.trained:
         if not responses:
             raise DataError("no judged step fits the context", hint=f"raise reward.max_length ({config.max_length})")
-        train(model, Steps(model, responses), lambda: evaluate(model, validation, config), config, ctx)
+        train(model, Steps(model, responses), lambda: evaluate(model, validation, config, inputs), config, ctx)
     prompts, texts = [item.prompt for item in validation], ["\n".join(item.steps) for item in validation]
     rewards = model.score_texts(prompts, texts, batch_size=config.batch_size)
     model.readout = model.readout.calibrated(0, sum(rewards) / len(rewards))
     model.save(ctx.folder)
     return {
-        **evaluate(model, test, config),
+        **evaluate(model, test, config, inputs),
         "steps": sum(len(judged.good) for judged in responses),
         "dropped": len(items) - len(responses),
     }
@@ -93,14 +93,23 @@ def judged_of(model: RewardModel, item: JudgedSteps) -> Judged | None:
     return Judged(*fitted, list(item.good[: len(fitted[1])])) if fitted else None
 
 
-def evaluate(model: RewardModel, items: Sequence[JudgedSteps], config: RewardConfig) -> dict[str, Any]:
-    """Share of held-out steps judged as people did (a tie counts ½), and what always guessing the same would reach."""
+def evaluate(
+    model: RewardModel, items: Sequence[JudgedSteps], config: RewardConfig, inputs: StageInputs
+) -> dict[str, Any]:
+    """Share of held-out steps judged as people did (a tie counts ½), and what always guessing the same would reach.
+
+    Both are of the steps within the context. The steps of all responses to one prompt are right or wrong together.
+    """
     judged = model.judge([item.prompt for item in items], [item.steps for item in items], batch_size=config.batch_size)
-    right = [
-        0.5 if logit == 0 else float((logit > 0) == good)
+    steps = [
+        (item.prompt.id, logit, good)
         for item, logits in zip(items, judged, strict=True)
         for logit, good in zip(logits.tolist(), item.good, strict=False)  # steps beyond the context have no logit
     ]
-    good = [good for item in items for good in item.good]
-    share = sum(good) / len(good)
-    return {"step_accuracy": sum(right) / len(right), "step_majority": max(share, 1 - share), "n": len(right)}
+    right = [0.5 if logit == 0 else float((logit > 0) == good) for _, logit, good in steps]
+    share = sum(good for _, _, good in steps) / len(steps)
+    return {
+        **inputs.share("step_accuracy", right, [prompt for prompt, _, _ in steps]),
+        "step_majority": max(share, 1 - share),
+        "n": len(steps),
+    }

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from assay.data.prepared import Prepared, Splits
 from assay.errors import ConfigError, DataError
 from assay.models.readout import Readout
 from assay.models.roles import RewardModel, load_reward_model
-from assay.stages import reward, reward_report
+from assay.stages import judged_steps, reward, reward_report
 from assay.stages.comparisons import Comparisons, bootstrap, comparisons_of, ranked_scores, to_learn
 from assay.stages.config import RewardConfig
 from assay.stages.context import StageInputs
@@ -242,6 +242,39 @@ def test_steps_are_judged_as_people_did(sft_folder: Path, tmp_path: Path, aggreg
     good, late, early = model.score_texts([QUESTIONS[0]] * 3, ["blue\ngreen", "blue\nred", "red\nblue"])
     assert good > late
     assert (good > early + 1) == (aggregate != "last")
+
+
+def test_steps_beyond_the_context_count_nowhere() -> None:
+    """Of five steps four are within it: judged rightly, on the fence, rightly, wrongly; three of them are good."""
+
+    class Judge:
+        def judge(self, prompts: object, steps: object, *, batch_size: int) -> list[torch.Tensor]:
+            return [torch.tensor([1.0, 0.0]), torch.tensor([-2.0, -1.0])]
+
+    asked: dict[str, Any] = {}
+
+    def share(name: str, values: Sequence[float], groups: object = None) -> dict[str, float | None]:
+        asked.update(name=name, values=values, groups=groups)
+        return {name: 0.625, f"{name}_low": 0.2, f"{name}_high": 0.9}
+
+    one, other = QUESTIONS[:2]
+    items = [
+        JudgedSteps(one, ("blue", "green", "red"), (True, True, False)),
+        JudgedSteps(other, ("red", "blue"), (False, True)),
+    ]
+    report = judged_steps.evaluate(cast("Any", Judge()), items, config(), StageInputs(Prepared(), "", share=share))
+    assert asked == {
+        "name": "step_accuracy",
+        "values": [1.0, 0.5, 1.0, 0.0],
+        "groups": [one.id, one.id, other.id, other.id],
+    }
+    assert report == {
+        "step_accuracy": 0.625,
+        "step_accuracy_low": 0.2,
+        "step_accuracy_high": 0.9,
+        "step_majority": 0.75,  # of all five steps it would be 0.6
+        "n": 4,
+    }
 
 
 def test_an_interrupted_ensemble_ends_with_the_same_weights(sft_folder: Path, tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from assay.data.agreement import accuracy_ceiling
 from assay.evaluation.baselines import CHANCE, Baselines, against, length_margins, outcomes
 from assay.evaluation.calibration import reliability
 from assay.evaluation.statistics import (
     Floats,
     Numbers,
-    accuracy_ceiling,
     bootstrap_mean,
     design_effect,
     numbers,

@@ -12,7 +12,9 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from assay.data.agreement import accuracy_ceiling
 from assay.rng import python_rng
 from assay.types import Preference, Prompt
 from assay.worlds.config import AnnotatorConfig
@@ -62,11 +64,11 @@ def panel(world: World, config: AnnotatorConfig, seed: int) -> list[Annotator]:
     return people
 
 
-def measure(world: World, people: Sequence[Annotator], pairs: Sequence[Pair], seed: int) -> dict[str, float]:
+def measure(world: World, people: Sequence[Annotator], pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
     """How the panel really behaves on these pairs, from sampled votes of two people a pair.
 
     `agreement` between two people; `truth_agreement` of one person with the truth (ties ½); `ceiling`, the accuracy
-    against one person that this agreement allows at most, (1 + √(2a − 1)) / 2; `noise` (points) and `length_bias`
+    against one person that this agreement allows at most (data/agreement.py); `noise` (points) and `length_bias`
     (probability) fitted to the votes; `*_se` their standard errors.
     """
     rng = python_rng(seed, "measure")
@@ -89,7 +91,7 @@ def measure(world: World, people: Sequence[Annotator], pairs: Sequence[Pair], se
         "agreement": agreement,
         "agreement_se": math.sqrt(agreement * (1 - agreement) / len(pairs)),
         "truth_agreement": right / len(pairs),
-        "ceiling": (1 + math.sqrt(max(0.0, 2 * agreement - 1))) / 2,
+        "ceiling": accuracy_ceiling(agreement),
         "noise": 1 / slope,
         "noise_se": slope_se / slope**2,
         "length_bias": length_bias,

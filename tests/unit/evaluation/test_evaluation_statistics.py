@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.oracles.evaluation import slow_bootstrap_means, slow_cluster_variance, slow_wilson
 
+from assay.data.agreement import accuracy_ceiling
 from assay.errors import DataError
 from assay.evaluation.statistics import (
     Interval,
-    accuracy_ceiling,
     binomial_test,
     bootstrap_mean,
     design_effect,

@@ -12,7 +12,9 @@ from tests.unit.stages.toy import Memory, run_in_two_parts, same, toy_data, weig
 from transformers import AutoModelForCausalLM
 
 from assay.algorithms.bestof import kl_bound
+from assay.data.prepared import Prepared
 from assay.errors import DataError, TrainingError
+from assay.pipeline.evaluators import Evaluators
 from assay.pipeline.graph import link
 from assay.pipeline.plan import optimizer_steps
 from assay.stages import bestof
@@ -51,11 +53,15 @@ def test_the_best_of_more_answers_is_better_and_as_far_from_the_policy_as_theory
 ) -> None:
     """Four answers of about equal probability: of n answers one is blue, the best, with probability 1 − (3/4)^n."""
     ctx = Memory(tmp_path)
+    inputs = replace(inputs, mean=Evaluators(Prepared(), 0).mean)
     metrics = bestof.run(config(answers=16), inputs, ctx)
     for n in (1, 2, 4, 8, 16):
         assert metrics[f"best_of_{n}/truth"] == pytest.approx(1 - 0.75**n, abs=0.12)
         assert metrics[f"best_of_{n}/kl_bound"] == pytest.approx(kl_bound(n))
         assert -1e-6 <= metrics[f"best_of_{n}/kl"] <= kl_bound(n) + 1e-6
+        for name in ("reward", "truth", "kl"):
+            low, value, high = (metrics[f"best_of_{n}/{name}{end}"] for end in ("_low", "", "_high"))
+            assert low < value < high or (n == 1 and name == "kl" and low == value == high)
     rewards = [metrics[f"best_of_{n}/reward"] for n in (1, 2, 4, 8, 16)]
     assert rewards == sorted(rewards)
     # The best is one answer in four or so: its KL is log 4, far below the bound of 1.84.

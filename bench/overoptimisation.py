@@ -219,11 +219,11 @@ def verdicts(name: str, one: Study) -> list[str]:
 
 def section(name: str, one: Study) -> str:
     """α, β, the peak and the comparison of every arm; and the points of best-of-n, which are few."""
-    whats = ("proxy α", "proxy β", "truth α", "truth β", "peak", "peak d", "truth at d", "truth at d, gained")
+    columns = ("proxy α", "proxy β", "truth α", "truth β", "peak", "peak d", "truth at d", "truth at d, gained")
     rows = [
-        [words, *(spread(one.found[arm, what]) for what in whats), misfits(one, arm)] for arm, words in ARMS.items()
+        [words, *(spread(one.found[arm, what]) for what in columns), misfits(one, arm)] for arm, words in ARMS.items()
     ]
-    header = ["", *whats[:4], "peak of the truth, σ", "its d", f"truth at d = {one.at:.2f}, σ", "more than one model"]
+    header = ["", *columns[:4], "peak of the truth, σ", "its d", f"truth at d = {one.at:.2f}, σ", "more than one model"]
     return f"## {name}: {one.form.text}\n\n{common.table([*header, 'misfit of proxy, truth'], rows)}"
 
 

@@ -104,7 +104,7 @@ def moments(estimator: Estimator, tree: Tree, policy: Array, sampler: Array | No
     estimates = np.zeros((len(PAIRS), len(STATES) * TOKENS))
     for place, responses in enumerate((ONES, OTHERS)):
         coefficients = coefficients_BT.view(-1, GROUP, STEPS)[:, place].numpy()
-        estimates -= np.einsum("nt,ntd->nd", coefficients, by_token[responses])
+        estimates -= np.einsum("bt,btd->bd", coefficients, by_token[responses])
     chances = oracle.responses(source)
     likely = chances[ONES] * chances[OTHERS]
     mean, true = likely @ estimates, oracle.gradient(tree, policy).flatten()

@@ -21,7 +21,6 @@ from assay import rng
 from assay.algorithms import masked, policy_loss
 from assay.algorithms.advantages import missing_eos_scores
 from assay.algorithms.kl import AdaptiveKL, FixedKL, ScheduledKL, k1, sequence_k2, sequence_kl, token_k3
-from assay.errors import Interrupted
 from assay.models.roles import Policy, SamplingRoles
 from assay.rewards.learned import LearnedReward
 from assay.rollout import collect
@@ -199,13 +198,8 @@ class Online:
             self.best.offer(gain - config.kl_coef * measured["eval/kl"], done, self.roles.policy.parameters_trained())
         ctx.log(done, measured)
         self.progress.update(done, f"reward {measured['objective/reward']:+.2f}, KL {measured['objective/kl']:.2f}")
-        if done == config.iterations:
-            return
-        interrupted = ctx.interrupted()
-        if interrupted or done % config.checkpoint_every == 0:
-            loop.save(ctx, done, self.optimizers, self.best, asdict(self.state))
-        if interrupted:
-            raise Interrupted(f"stopped after iteration {done} of {config.iterations}; the checkpoint is saved")
+        every, total = config.checkpoint_every, config.iterations
+        loop.finish_iteration(ctx, self.optimizers, done, total, every, self.best, asdict(self.state))
 
     def report(self) -> dict[str, Any]:
         """Save the best policy; compare it with the SFT model on the test prompts, and tell how training went."""

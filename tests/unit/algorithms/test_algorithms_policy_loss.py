@@ -276,7 +276,9 @@ def test_every_surrogate_at_every_level_matches_the_definition(
     for how in ("token_mean", "sequence_mean", "constant"):
         weights = aggregation_weights(batch.mask_BT, how, max_tokens=7).double()
         loss, _ = surrogate_loss(
-            *(batch.field(i) for i in range(3)),
+            batch.field(0),
+            batch.field(1),
+            batch.field(2),
             batch.mask_BT,
             weights,
             clip_low=LOW,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -231,8 +232,7 @@ def test_the_table_of_methods_in_the_documents_is_what_the_presets_choose() -> N
 def test_truncated_importance_weights_multiply_the_advantages_and_with_them_the_surrogate_alone() -> None:
     mask = torch.tensor([[True, True, False]])
     old, sampled = torch.log(torch.tensor([[0.4, 0.1, 0.5]])), torch.log(torch.tensor([[0.1, 0.2, 0.1]]))
-    rollouts = SimpleNamespace(mask_BR=mask, logprobs_BR=sampled)
-    weighted = importance_weighted(
-        torch.tensor([[1.0, -2.0, 0.0]]), rollouts, old, config_of("grpo", importance_cap=3.0)
-    )  # type: ignore[arg-type]
+    rollouts: Any = SimpleNamespace(mask_BR=mask, logprobs_BR=sampled)
+    advantages, config = torch.tensor([[1.0, -2.0, 0.0]]), config_of("grpo", importance_cap=3.0)
+    weighted = importance_weighted(advantages, rollouts, old, config)
     torch.testing.assert_close(weighted, torch.tensor([[3.0, -1.0, 0.0]]))  # 4 is capped at 3; ½ stays

@@ -158,8 +158,8 @@ def test_a_finished_model_has_the_members_it_was_trained_with(sft_folder: Path, 
 
 
 def test_an_objective_that_nobody_was_asked_about_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r'no train pair was asked about "wit" .*taste, warmth'):
-        learn(tmp_path / "no model here", tmp_path, two_minded(), objectives={"taste": 1.0, "wit": 1.0})
+    with pytest.raises(DataError, match=r'no train pair was asked about "charm" .*taste, warmth'):
+        learn(tmp_path / "no model here", tmp_path, two_minded(), objectives={"taste": 1.0, "charm": 1.0})
 
 
 @pytest.mark.parametrize(

@@ -59,5 +59,5 @@ def test_a_report_measures_such_pairs_by_the_truth_about_that_objective() -> Non
 
 
 def test_a_question_that_people_here_do_not_know_is_refused() -> None:
-    with pytest.raises(ConfigError, match='people here know no "wit"'):
-        prepare_world(WorldData.model_validate({**SIZES, "objectives": ["wit"]}), 0)
+    with pytest.raises(ConfigError, match='people here know no "charm"'):
+        prepare_world(WorldData.model_validate({**SIZES, "objectives": ["charm"]}), 0)

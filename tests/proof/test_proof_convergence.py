@@ -32,7 +32,7 @@ def test_a_table_of_logits_arrives(method: Method) -> None:
     assert found.certificate_error < 1e-12
 
 
-@pytest.mark.parametrize("name", ["RLOO", "PPO, clip", "online DPO"])
+@pytest.mark.parametrize("name", ["RLOO", "PPO, clip", "DPO"])
 def test_a_transformer_is_on_its_way(name: str) -> None:
     """It has far more weights than there is noise to average out here; `make proof` gives it the time to arrive."""
     found = climb(BY_NAME[name], "transformer", iterations=60, points=2)

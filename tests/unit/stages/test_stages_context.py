@@ -15,7 +15,6 @@ from transformers import AutoModelForSequenceClassification
 from assay.data.prepared import Prepared, Splits
 from assay.data.render import Renderer
 from assay.models.config import LoraConfig
-from assay.models.reward_model import RewardModel
 from assay.models.roles import load_policy, load_reward_model
 from assay.rewards.learned import LearnedReward
 from assay.rollout.engine import Engine
@@ -138,7 +137,7 @@ def test_calibration_leaves_the_ranking_as_it_was_and_is_part_of_the_saved_model
     raw_folder.mkdir()
     reward.run(config, inputs, Memory(calibrated))
     with monkeypatch.context() as patch:
-        patch.setattr(RewardModel, "calibrate", lambda *given, **named: 1.0)
+        patch.setattr("assay.models.reward_model.preference_gain", lambda *given: 1.0)
         reward.run(config, inputs, Memory(raw_folder))
 
     pairs = toy_data().preferences.validation

@@ -30,7 +30,7 @@ LIMIT = 0.01
 """A method has arrived when this share of the way is left."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-ITERATIONS: Mapping[Kind, int] = {"table": 100, "transformer": 600}
+ITERATIONS: Mapping[Kind, int] = {"table": 100, "transformer": 400}
 """Before a method's own pace."""
 
 

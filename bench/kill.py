@@ -21,7 +21,7 @@ from bench import common
 
 RECIPE = "bench/kill.yaml"
 LONGEST_DELAY = 1.0  # seconds after the step, so that kills also hit checkpoints, evaluations and changes of stage
-CLOCK = {"time", "started", "finished", "wall_s", "environment", "code"}
+CLOCK = {"time", "started", "finished", "wall_s", "environment", "code", "peak_rss_mb"}
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def sources(runs_dir: Path) -> set[str]:
 
 
 def content(runs_dir: Path) -> dict[str, str]:
-    """sha256 of every file of every artifact, by its path; records without their clock times and speeds."""
+    """sha256 of every file of every artifact, by its path; records without clock times, speeds and memory."""
     files = sorted(file for file in (runs_dir / "artifacts").glob("[!.]*/**/*") if file.is_file())
     return {str(file.relative_to(runs_dir)): hashlib.sha256(_timeless(file)).hexdigest() for file in files}
 
@@ -120,7 +120,7 @@ def page(
         if changed
         else f"All {len(weights)} files of weights are bit-identical to those of a run left alone."
     )
-    rest = f"the {len(expected) - len(weights)} other files (records without clock times and speeds)"
+    rest = f"the {len(expected) - len(weights)} other files (records without clock times, speeds and memory)"
     verdict += f" Of {rest}, {len(others) or 'none'} differ{': ' if others else '.'}{', '.join(others[:5])}"
     rows = [[str(number), *row] for number, row in enumerate(hits, start=1)]
     header = ["kill -9", f"after step (of {steps})", "the process lived", "it was at", "goes on from"]

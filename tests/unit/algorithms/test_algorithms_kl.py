@@ -16,7 +16,7 @@ from tests.oracles import tokens as oracle
 from tests.unit.algorithms.batches import Batch, batches, quick, same
 from torch import Tensor
 
-from assay.algorithms.kl import AdaptiveKL, FixedKL, k1, k2, k3, sequence_kl
+from assay.algorithms.kl import AdaptiveKL, FixedKL, ScheduledKL, k1, k2, k3, sequence_k2, sequence_kl
 
 LOGITS = st.lists(st.floats(-3, 3), min_size=4, max_size=4)
 
@@ -152,3 +152,18 @@ def test_a_kl_that_is_no_number_is_refused(kl: float) -> None:
 def test_an_adaptive_controller_that_cannot_work_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="needs coef"):
         AdaptiveKL(**{"coef": 0.15, "target": 6.0, "horizon": 1e4, **wrong})
+
+
+def test_k2_of_a_response_is_half_the_square_of_the_sum_and_not_the_sum_of_squares() -> None:
+    """log-ratios 1, −3 and a pad: ½·(1 − 3)² = 2, where the squares would add up to 5."""
+    logprobs = torch.tensor([[-1.0, -4.0, math.nan]])
+    reference = torch.tensor([[-2.0, -1.0, 7.0]])
+    same(sequence_k2(logprobs, reference, torch.tensor([[True, True, False]])), [2.0], 1e-6)
+
+
+def test_a_scheduled_weight_goes_in_equal_steps_arrives_and_stays() -> None:
+    controller, seen = ScheduledKL(0.1, 0.4, 3), []
+    for _ in range(5):
+        controller = controller.update(kl=99.0, n=1)
+        seen.append(controller.coef)
+    assert seen == pytest.approx([0.2, 0.3, 0.4, 0.4, 0.4])

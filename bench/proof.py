@@ -30,7 +30,7 @@ LIMIT = 0.01
 """A method has arrived when this share of the way is left."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-ITERATIONS: Mapping[Kind, int] = {"table": 100, "transformer": 400}
+ITERATIONS: Mapping[Kind, int] = {"table": 100, "transformer": 300}
 """Before a method's own pace."""
 
 
@@ -82,7 +82,7 @@ def page(facts: Mapping[str, Any], climbs: Sequence[Climb]) -> str:
 
 {common.origin_text(facts)}
 64 responses of 3 tokens out of 4; scores with deviation {climb.SPREAD}, β = {climb.BETA}. The policy is a table of
-logits, or a transformer (one layer of a Llama). Each is trained by the code of the stages on {climb.BATCH} sampled
+logits, or a transformer (one layer of a GPT-2). Each is trained by the code of the stages on {climb.BATCH} sampled
 responses an iteration, with a learning rate that falls to 0. Only the measurement is exact:
 
 - J(π) = E[r] − β·KL(π‖π_ref) has its optimum at π* ∝ π_ref·e^(r/β).
@@ -104,7 +104,8 @@ every response's score − β·log(π/π_ref) is the same, so no advantage is le
 {methods_table(climbs, {method.name for method in climb.TO_ANOTHER})}
 Of preference methods every response stands against one opponent; h is its log-ratio less the opponent's, known in
 closed form (`bench/climb.py`). With the KL in the loss, the score alone is divided by its deviation σ: GRPO then climbs
-with β·σ in the place of β, and σ is that of the policy it ends with. With k3 by token in the loss, as published, each
+with β·σ in the place of β, and σ is that of the policy it ends with. A narrower policy has a smaller σ, and so narrows
+further; both forms of it are measured at β = 1.5, because at the β of the others they end at a single response. With k3 by token in the loss, as published, each
 state pulls with the gradient of the other direction of the KL, and the optimum tilts π_ref rationally,
 π = β·π_ref/(c − Q/σ), and not exponentially (arXiv 2502.18548).
 

@@ -32,14 +32,11 @@ def test_a_table_of_logits_arrives(method: Method) -> None:
     assert found.certificate_error < 1e-12
 
 
-@pytest.mark.parametrize("name", ["RLOO", "PPO, clip"])
-def test_a_transformer_is_on_its_way(name: str) -> None:
-    """It has far more weights than there is noise to average out here; `make proof` gives it the time to arrive.
-
-    Other methods take hundreds of steps even to get near: they have no place in a test of seconds.
-    """
-    found = climb(BY_NAME[name], "transformer", iterations=60, points=2)
-    assert found.shares[-1] <= 0.25
+@pytest.mark.parametrize("name", ["RLOO", "REINFORCE++ baseline", "PPO, clip", "distillation, reverse KL to π*"])
+def test_a_transformer_is_nearly_there(name: str) -> None:
+    """It has far more weights than there is noise to average out here; `make proof` gives all methods time to arrive."""
+    found = climb(BY_NAME[name], "transformer", iterations=100, points=2)
+    assert found.shares[-1] <= 0.05
     assert found.certificate_error < 1e-12
 
 

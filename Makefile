@@ -20,7 +20,7 @@ export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives
+.PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +65,12 @@ overoptimisation: $(VENV)/.installed ## follow reward models too far, on purpose
 
 objectives: $(VENV)/.installed ## weigh helpful against harmless in five ways: docs/results/objectives.md
 	$(BIN)/python -m bench.objectives
+
+compare: $(VENV)/.installed ## train seven methods from one SFT model, three seeds each: docs/results/compare.md
+	$(BIN)/python -m bench.compare
+
+hh_compare: $(VENV)/.installed ## the same on real preferences, DATA=folder of HH-RLHF: docs/results/hh_compare.md
+	$(BIN)/python -m bench.compare --data '$(DATA)'
 
 clean: ## remove the environment and every cache, but no run
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -34,7 +34,7 @@ def test_a_table_of_logits_arrives(method: Method) -> None:
 
 @pytest.mark.parametrize("name", ["RLOO", "REINFORCE++ baseline", "PPO, clip", "distillation, reverse KL to π*"])
 def test_a_transformer_is_nearly_there(name: str) -> None:
-    """It has far more weights than there is noise to average out here; `make proof` gives all methods time to arrive."""
+    """It has more weights than these few steps can average the noise out of; `make proof` takes all methods there."""
     found = climb(BY_NAME[name], "transformer", iterations=100, points=2)
     assert found.shares[-1] <= 0.05
     assert found.certificate_error < 1e-12

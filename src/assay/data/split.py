@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from assay.data.items import prompt_of
 from assay.data.ngrams import ngrams
@@ -16,7 +16,15 @@ from assay.rng import derive
 from assay.types import Message, Prompt
 
 T = TypeVar("T", bound=Item)
+A = TypeVar("A", bound="Asked")
 RUN = 8  # words; shared runs of this length betray copied prompts
+
+
+class Asked(Protocol):
+    """An item that belongs to a prompt."""
+
+    @property
+    def prompt(self) -> Prompt: ...
 
 
 def key_of(prompt: Prompt, by: str) -> str:
@@ -105,3 +113,9 @@ def _unit(seed: int, key: str) -> float:
 
 def _fall(unit: float, bounds: dict[str, float]) -> str:
     return next((name for name, bound in bounds.items() if unit < bound), "train")
+
+
+def part_of(items: Sequence[A], part: tuple[int, int]) -> list[A]:
+    """The i-th of n disjoint parts; what belongs to one prompt stays together."""
+    index, count = part
+    return [item for item in items if derive(0, "part", item.prompt.id) % count == index - 1]

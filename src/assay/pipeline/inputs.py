@@ -119,9 +119,9 @@ def stage_inputs(
     named: NamedRecipe, step: Step, folders: Mapping[str, Path], data: Prepared, device: str
 ) -> StageInputs:
     """Inputs of a stage; `folders` are the artifacts of the steps made so far, by id."""
+    from assay.data.split import part_of
     from assay.pipeline.evaluators import Evaluators
     from assay.stages.context import StageInputs
-    from assay.stages.reward import part_of
     from assay.worlds.world import load_world
 
     assert step.node is not None

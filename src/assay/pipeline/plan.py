@@ -109,6 +109,7 @@ def optimizer_steps(config: Any, data: Prepared) -> int:
         if config.rounds:
             return config.rounds * config.epochs * math.ceil(config.round_prompts * answers / config.batch_size)
         rows = len(data.preferences.train) * answers + (0 if config.paired else len(data.verdicts.train))
+        rows //= config.part[1]
     elif isinstance(config, PretrainConfig):
         from assay.stages.pretrain import training_dialogues
 

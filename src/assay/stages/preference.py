@@ -23,6 +23,7 @@ from torch import Tensor
 from assay import rng
 from assay.data.records import write_whole
 from assay.data.render import Renderer
+from assay.data.split import part_of
 from assay.errors import DataError
 from assay.models.backbone import drop_dropout
 from assay.models.roles import Policy, load_policy, load_reward_model
@@ -193,11 +194,14 @@ def data_examples(
     renderer: Renderer, inputs: StageInputs, split: str, config: PreferenceConfig, seed: int
 ) -> list[Example]:
     """The examples of one split that leave at least one label of each answer within the context."""
+    part = config.part if split == "train" else (1, 1)
     pairs = [
         (renderer.row(pair.prompt, pair.chosen), renderer.row(pair.prompt, pair.rejected))
-        for pair in getattr(inputs.data.preferences, split)
+        for pair in part_of(getattr(inputs.data.preferences, split), part)
     ]
-    verdicts = [(renderer.row(v.prompt, v.response), v.good) for v in getattr(inputs.data.verdicts, split)]
+    verdicts = [
+        (renderer.row(v.prompt, v.response), v.good) for v in part_of(getattr(inputs.data.verdicts, split), part)
+    ]
     return examples_of(
         [(chosen, rejected) for chosen, rejected in pairs if chosen and rejected],
         [(row, good) for row, good in verdicts if row],

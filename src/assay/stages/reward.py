@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from assay import rng
+from assay.data.split import part_of
 from assay.errors import DataError
 from assay.models.readout import Readout
 from assay.models.roles import RewardModel, load_reward_model
@@ -91,12 +91,6 @@ def calibrate(model: RewardModel, pairs: Sequence[Preference], batch_size: int) 
             chosen, rejected = chosen_NMO[rows, m, o].tolist(), rejected_NMO[rows, m, o].tolist()
             gains_MO[m, o] = model.calibrate(chosen, rejected, column=m * len(model.readout.objectives) + o)
     return gains_MO
-
-
-def part_of(items: Sequence[Item], part: tuple[int, int]) -> list[Item]:
-    """The i-th of n disjoint parts; what belongs to one prompt stays together."""
-    index, count = part
-    return [item for item in items if rng.derive(0, "part", item.prompt.id) % count == index - 1]
 
 
 def readout_of(config: RewardConfig) -> Readout:

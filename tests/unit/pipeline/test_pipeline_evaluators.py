@@ -10,6 +10,7 @@ import pytest
 from tests import tiny
 
 from assay.data.prepared import Prepared, Splits
+from assay.data.split import part_of
 from assay.evaluation import bertscore
 from assay.evaluation.baselines import Baselines
 from assay.models.roles import load_reward_model
@@ -17,7 +18,6 @@ from assay.pipeline.evaluators import Evaluators
 from assay.pipeline.inputs import _judge
 from assay.pipeline.recipe import load_recipe
 from assay.pipeline.runner import run
-from assay.stages.reward import part_of
 from assay.types import Completion, Demonstration, FinishReason, Preference, Prompt
 
 from .fakes import Fakes, workplace

@@ -227,6 +227,23 @@ def test_kto_learns_from_verdicts_alone_and_takes_a_pair_as_two(base: Path) -> N
     assert mixed == {True: pairs + 6, False: pairs}
 
 
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_the_parts_of_the_comparisons_are_disjoint_and_together_all(method: str, base: Path) -> None:
+    renderer = Renderer(load_policy(base, trainable=False).tokenizer, max_length=32)
+    inputs = StageInputs(replace(toy_data(), verdicts=Splits([Verdict(QUESTIONS[0], "blue", True)])), "")
+
+    def rows(split: str, *part: int) -> Counter[tuple[int, ...]]:
+        config = settings(method, **({"part": part} if part else {}))
+        return Counter(tuple(e.row.ids) for e in preference.data_examples(renderer, inputs, split, config, 0))
+
+    one, other = rows("train", 1, 2), rows("train", 2, 2)
+    assert one and other and one + other == rows("train")
+    asked = [tuple(row.ids[: row.prompt_length]) for q in QUESTIONS if (row := renderer.row(q, "blue"))]
+    in_both = [start for start in asked if all(any(ids[: len(start)] == start for ids in p) for p in (one, other))]
+    assert not in_both
+    assert rows("test", 1, 2) == rows("test")  # what is held out is held out for everyone
+
+
 def test_comparisons_that_do_not_fit_are_one_error(sft_folder: Path, tmp_path: Path) -> None:
     empty = replace(toy_data(), preferences=Splits())
     with pytest.raises(DataError, match="no comparison fits"):

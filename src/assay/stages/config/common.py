@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from assay.config import Config, StageRef
 
@@ -13,6 +13,16 @@ POLICY = StageRef("sft", "ppo", "group", "preference", "bestof", "distill", defa
 """The policy a stage starts from: an SFT model unless the recipe names another."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _one_of_them(part: tuple[int, int]) -> tuple[int, int]:
+    if part[0] > part[1]:
+        raise ValueError(f"there is no part {part[0]} of {part[1]}")
+    return part
+
+
+Part = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_one_of_them)]
+"""[i, n]: the i-th of n disjoint parts of the training prompts."""
 
 
 class OptimConfig(Config):

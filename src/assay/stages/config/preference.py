@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from assay.config import StageRef
 from assay.models.config import LoraConfig
 from assay.rollout.config import SamplingParams
-from assay.stages.config.common import POLICY, OptimConfig, TrainingConfig, fill_in
+from assay.stages.config.common import POLICY, OptimConfig, Part, TrainingConfig, fill_in
 
 Method = Literal[
     "dpo", "cdpo", "robust", "ipo", "hinge", "slic", "simpo", "orpo", "kto", "cpo", "rpo", "ldpo"
@@ -49,6 +49,7 @@ class PreferenceConfig(TrainingConfig):
     )
     optim: OptimConfig = Field(default=OptimConfig(learning_rate=1e-6, schedule="linear"), description="optimizer")
     lora: LoraConfig | None = Field(default=None, description="train adapters; the backbone is then the reference")
+    part: Part = Field(default=(1, 1), description="[i, n]: learn from the i-th of n disjoint parts of the prompts")
     epochs: PositiveInt = Field(default=1, description="passes over the data, or over each round's answers")
     method: Method = Field(default="dpo", description="fills the settings below that the recipe leaves open")
     loss: Literal["logistic", "robust", "squared", "hinge", "kto"] = Field(

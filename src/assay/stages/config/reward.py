@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from assay.config import Config, StageRef
 from assay.models.config import LoraConfig
-from assay.stages.config.common import TrainingConfig
+from assay.stages.config.common import Part, TrainingConfig
 
 
 class EnsembleConfig(Config):
@@ -61,15 +61,11 @@ class RewardConfig(TrainingConfig):
         "that all are, or that the last is",
     )
     lora: LoraConfig | None = Field(default=None, description="train adapters and the head instead of all weights")
-    part: tuple[PositiveInt, PositiveInt] = Field(
-        default=(1, 1), description="[i, n]: train on the i-th of n disjoint parts of the prompts"
-    )
+    part: Part = Field(default=(1, 1), description="[i, n]: train on the i-th of n disjoint parts of the prompts")
     validate_every: PositiveInt = Field(default=50, description="optimizer steps between validations")
 
     @model_validator(mode="after")
     def _can_be_built(self) -> RewardConfig:
-        if self.part[0] > self.part[1]:
-            raise ValueError(f"part {list(self.part)}: there is no part {self.part[0]} of {self.part[1]}")
         if self.trained and self.base is None:
             raise ValueError("trained: true needs `base`, the finished reward model")
         if self.objectives and not any(self.objectives.values()):

@@ -16,6 +16,7 @@ from assay.tracking.report.words import count, number, percent
 
 SEED = re.compile(r"-\d+$")
 BEST_OF = re.compile(r"best_of_(\d+)/kl")
+COLUMNS = ["", "seeds", "true worth", "win rate", "KL, nats", "learned from", "time", "memory"]
 
 
 @dataclass
@@ -58,9 +59,8 @@ def frontier_section(run: RunFiles) -> Section | None:
         )
         if any(getattr(method, name) for method in found)
     ]
-    columns = ["", "seeds", "true worth", "win rate", "KL, nats", "learned from", "time", "memory"]
     note = "Means over the seeds; brackets are 95 % intervals of the mean (Student’s t). Time and memory are a seed’s."
-    blocks = [Charts("", charts, wide=True), Table("", columns, [_row(method) for method in found], note)]
+    blocks = [Charts("", charts, wide=True), Table("", COLUMNS, [row(method) for method in found], note)]
     lead = f"{len(found)} methods, from the same model, on the same held-out prompts."
     return Section("frontier", "The methods beside each other", lead, blocks)
 
@@ -104,7 +104,9 @@ def _marks(found: Sequence[Method], name: str) -> Iterator[Mark]:
             yield Mark(method.name, sum(method.kl) / len(method.kl), mean, low, high, seeds)
 
 
-def _row(method: Method) -> list[str]:
+def row(method: Method) -> list[str]:
+    """What COLUMNS say of a method."""
+
     def said(values: Sequence[float], *, share: bool = False) -> str:
         if not values:
             return "–"

@@ -89,8 +89,8 @@ class Critic:
 def transformer(seed: int) -> Policy:
     """One layer of a GPT-2, freshly drawn, behind the production interface.
 
-    Its positions are absolute. Relative ones cannot tell a prompt of token 0 from the same with a 0 or two after it: all
-    that attention could weigh is alike there, and the closed forms would be out of reach.
+    Its positions are absolute. Relative ones cannot tell a prompt of token 0 from the same with a 0 or two after it:
+    all that attention could weigh is alike there, and the closed forms would be out of reach.
     """
     torch.manual_seed(seed)
     shape = {"vocab_size": TOKENS, "n_positions": STEPS + 1, "n_embd": 64, "n_layer": 1, "n_head": 4}

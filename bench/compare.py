@@ -1,4 +1,4 @@
-"""Trains several methods from one SFT model with one budget, and writes down what each gained, how far it moved, its cost.
+"""Trains several methods from one SFT model with one budget, and writes down what each gained and what it cost.
 
     make compare                     →  docs/results/compare.md and .svg
     make hh_compare DATA=FOLDER      →  docs/results/hh_compare.md and .svg, on real human preferences
@@ -52,15 +52,16 @@ def page(facts: Mapping[str, Any], run: Run, methods: Sequence[Method], name: st
     judged = "a second reward model, of other pairs; nobody knows the truth" if real else "the truth of the world"
     return f"""# {"Real human preferences: the" if real else "The"} methods beside each other
 
-{common.origin_text(facts)}{run.wall_s / 60:.0f} minutes, at most {run.peak_rss_mb:,.0f} MB. Wins are judged by {judged}.
+{common.origin_text(facts)}{run.wall_s / 60:.0f} minutes, at most {run.peak_rss_mb:,.0f} MB.
+Wins are judged by {judged}.
 
 {"".join(f"- {sentence}{chr(10)}" for sentence in verdicts(methods))}
 ![Gain against KL]({name}.svg)
 
 {common.table(frontier.COLUMNS, [frontier.row(method) for method in methods])}
-All start from one SFT model and answer the same held-out prompts. Means over the seeds; brackets are 95 % intervals of the
-mean over seeds (Student's t), which do not hold the chance of the prompts. KL is of a whole answer. Time and memory are a
-seed's; best-of-n trains nothing, and pays its n samples with every answer for ever.
+All start from one SFT model and answer the same held-out prompts. Means over the seeds; brackets are 95 % intervals of
+the mean over seeds (Student's t), which do not hold the chance of the prompts. KL is of a whole answer. Time and memory
+are a seed's; best-of-n trains nothing, and pays its n samples with every answer for ever.
 """
 
 

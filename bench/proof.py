@@ -104,10 +104,10 @@ every response's score − β·log(π/π_ref) is the same, so no advantage is le
 {methods_table(climbs, {method.name for method in climb.TO_ANOTHER})}
 Of preference methods every response stands against one opponent; h is its log-ratio less the opponent's, known in
 closed form (`bench/climb.py`). With the KL in the loss, the score alone is divided by its deviation σ: GRPO then climbs
-with β·σ in the place of β, and σ is that of the policy it ends with. A narrower policy has a smaller σ, and so narrows
-further; both forms of it are measured at β = 1.5, because at the β of the others they end at a single response. With k3 by token in the loss, as published, each
-state pulls with the gradient of the other direction of the KL, and the optimum tilts π_ref rationally,
-π = β·π_ref/(c − Q/σ), and not exponentially (arXiv 2502.18548).
+with β·σ in the place of β, and σ is that of the policy it ends with. A narrower policy has a smaller σ and so narrows
+further: both forms of it are measured at β = 1.5, because at the β of the others they end at a single response. With k3
+by token in the loss, as published, each state pulls with the gradient of the other direction of the KL, and the optimum
+tilts π_ref rationally, π = β·π_ref/(c − Q/σ), and not exponentially (arXiv 2502.18548).
 
 ## Best of n, exactly
 

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -102,16 +103,16 @@ def judge(mutants: Sequence[Mutant], processes: int) -> dict[Mutant, Verdict]:
     keys = {mutant: key_of(mutant) for mutant in mutants}
     waiting = [mutant for mutant in mutants if keys[mutant] not in memory]
     with tempfile.TemporaryDirectory(prefix="assay-mutants-") as folder, ThreadPoolExecutor(processes) as pool:
-        trees: Queue[Path] = Queue()
-        for number in range(processes):
-            trees.put(copy(Path(folder) / str(number)))
+        copies: Queue[Copy] = Queue()
+        for number in range(processes if waiting else 0):
+            copies.put(Copy(Path(folder) / str(number)))
 
         def healthy(tests: tuple[str, ...]) -> None:
-            if failure := ask(trees, tests).caught:
+            if failure := ask(copies, tests).caught:
                 raise SystemExit(f"error: without any mistake {failure} fails: nothing can be judged by it")
 
         def one(mutant: Mutant) -> tuple[Mutant, Verdict]:
-            return mutant, ask(trees, mutant.tests, mutant)
+            return mutant, ask(copies, mutant.tests, mutant)
 
         list(pool.map(healthy, dict.fromkeys(mutant.tests for mutant in waiting)))
         for mutant, verdict in pool.map(one, waiting):
@@ -124,49 +125,63 @@ def judge(mutants: Sequence[Mutant], processes: int) -> dict[Mutant, Verdict]:
     return {mutant: Verdict(**memory[keys[mutant]]) for mutant in mutants}
 
 
-def copy(folder: Path) -> Path:
-    """A copy of the package, without what Python has compiled: a change within one second would go unseen."""
-    shutil.copytree(PACKAGE, folder / "assay", ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
+class Copy:
+    """A copy of the package, and a process that tests it as it is at the time (bench/warm.py)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.package = folder / "assay"
+        # What Python has compiled stays behind: a change within one second would go unseen.
+        shutil.copytree(PACKAGE, self.package, ignore=shutil.ignore_patterns("__pycache__"))
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(folder),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "OMP_NUM_THREADS": "1",
+            "TMPDIR": str(folder),
+        }
+        command = [sys.executable, "-P", str(common.ROOT / "bench" / "warm.py")]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env=environment, cwd=common.ROOT, stdin=pipe, stdout=pipe, text=True)
+        if not self._line().startswith(str(folder)):
+            raise SystemExit("error: the tests would import another assay than the copy")
+
+    def first_failure(self, tests: Sequence[str]) -> str | None:
+        """Name of the first test that fails; None where all pass."""
+        assert self.process.stdin
+        print(json.dumps({"tests": tests}), file=self.process.stdin, flush=True)
+        timer = threading.Timer(TIMEOUT_S, self.process.kill)
+        timer.start()
+        code, output = json.loads(self._line()).values()
+        timer.cancel()
+        if code == 0:
+            return None
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+        if code != 1 or failed is None:
+            raise SystemExit(f"error: pytest {' '.join(tests)} could not judge:\n{output[-2000:]}")
+        return failed[1]
+
+    def _line(self) -> str:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"error: the process that runs the tests has ended (after {TIMEOUT_S} s it is stopped)")
+        return line
 
 
-def ask(trees: Queue[Path], tests: Sequence[str], mutant: Mutant | None = None) -> Verdict:
+def ask(copies: Queue[Copy], tests: Sequence[str], mutant: Mutant | None = None) -> Verdict:
     """Run tests against a copy of the package, with the mistake in it while they run."""
-    tree = trees.get()
+    copy = copies.get()
     began = time.monotonic()
-    file = tree / "assay" / (mutant.file if mutant else "__init__.py")
+    file = copy.package / (mutant.file if mutant else "__init__.py")
     right = file.read_text(encoding="utf-8")
     try:
         if mutant:
             file.write_text(mutant.mistaken(right), encoding="utf-8")
-        return Verdict(first_failure(tree, tests), round(time.monotonic() - began, 1))
+        return Verdict(copy.first_failure(tests), round(time.monotonic() - began, 1))
     finally:
         file.write_text(right, encoding="utf-8")
-        trees.put(tree)
-
-
-def first_failure(tree: Path, tests: Sequence[str]) -> str | None:
-    """Name of the first test that fails against the package in `tree`; None where all pass."""
-    options = ("-x", "-q", "--no-header", "-p", "no:cacheprovider")
-    where = "import assay, sys; sys.exit(0 if assay.__file__.startswith(sys.argv[1]) else 'another assay was imported')"
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", where, str(tree)], env=environment, cwd=common.ROOT, check=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *tests],
-        env=environment,
-        cwd=common.ROOT,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
-    if done.returncode == 0:
-        return None
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    if done.returncode != 1 or failed is None:
-        raise SystemExit(
-            f"error: pytest {' '.join(tests)} could not judge:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-        )
-    return failed[1]
+        copies.put(copy)
 
 
 def key_of(mutant: Mutant) -> str:

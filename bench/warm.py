@@ -7,27 +7,32 @@ Most of what one mistake costs (bench/mutants.py) would else be the imports of t
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
 import sys
 from tempfile import TemporaryFile
 
-import hypothesis  # noqa: F401
-import peft  # noqa: F401
 import pytest
-import pytest_timeout  # noqa: F401
-import safetensors.torch  # noqa: F401
-import scipy.optimize  # noqa: F401
-import torch._dynamo  # noqa: F401
-import transformers.models.llama.modeling_llama  # noqa: F401
 
+LIBRARIES = (
+    "hypothesis",
+    "peft",
+    "pytest_timeout",
+    "safetensors.torch",
+    "scipy.optimize",
+    "torch._dynamo",
+    "transformers.models.llama.modeling_llama",
+)
 OPTIONS = ("-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "pytest_timeout")
 IMPORTED_BEFORE = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
 
 
 def main() -> None:
     spec = importlib.util.find_spec("assay")
+    for library in LIBRARIES:
+        importlib.import_module(library)
     print(spec and spec.origin, flush=True)
     for line in sys.stdin:
         with TemporaryFile("w+", encoding="utf-8") as output:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from tests import tiny
+from tests.oracles import sampling
 from transformers import AutoModelForCausalLM
 
+from assay import rng
 from assay.data.pack import collate
 from assay.data.render import Renderer, Row
 from assay.models.config import LoraConfig
@@ -97,9 +99,25 @@ def test_rows_that_linger_or_come_late_stay_within_the_models_positions(
 def test_the_sampled_logprobs_are_those_the_policy_gives_at_the_first_update(kind: str, temperature: float) -> None:
     """Correctness 26: max|ρ − 1| < 1e-5 in fp32; and decoding with a cache equals decoding without one."""
     engine = engine_for(kind, lora=LoraConfig(r=4))
+    with torch.no_grad():
+        for name, parameter in engine.policy.parameters_trained().items():  # an adapter that says something else
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=rng.torch_rng(0, name)))
     answers = engine.generate(PROMPTS, SamplingParams(temperature=temperature, max_new_tokens=NEW), seeds=range(4))
     ratio = (scored(engine.policy, answers, temperature) - sampled(answers)).exp()
     assert (ratio - 1).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_every_token_is_drawn_by_a_number_of_its_own_from_what_came_before_it() -> None:
+    engine = engine_for("llama")
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny.folder("llama"))
+    params = SamplingParams(temperature=0.8, top_k=40, max_new_tokens=NEW)
+    for answer, seed in zip(engine.generate(PROMPTS, params, seeds=range(4)), range(4), strict=True):
+        numbers, ids = rng.numpy_rng(seed, "tokens").random(NEW), list(answer.prompt_ids)
+        for number, token in zip(numbers, answer.ids, strict=False):
+            logits = model(torch.tensor([ids])).logits[0, -1].tolist()
+            assert token == sampling.inverse(sampling.support(logits, 0.8, 40, 1.0), number)
+            ids.append(token)
 
 
 def test_the_kl_of_a_policy_to_the_reference_it_starts_as_is_zero() -> None:

@@ -89,6 +89,14 @@ def test_calibration_finds_the_gain_that_made_the_preferences() -> None:
     assert preference_gain(signed.tolist(), [0.0] * len(signed)) == pytest.approx(0.3, rel=0.05)
 
 
+@pytest.mark.parametrize("gap", [2.0, -0.5])
+def test_a_single_pair_moves_the_gain_to_where_loss_and_prior_balance(gap: float) -> None:
+    """At the minimum over log g of softplus(−g·gap) + ½·(log g)², −g·gap·σ(−g·gap) + log g = 0."""
+    gain = preference_gain([gap], [0.0])
+    assert math.log(gain) == pytest.approx(gain * gap / (1 + math.exp(gain * gap)), abs=1e-4)
+    assert gain != pytest.approx(1.0, abs=0.05)
+
+
 @pytest.mark.parametrize("gaps", [[1.0, 2.0, 3.0], [-1.0, -2.0, -3.0], [0.0, 0.0]])
 def test_calibration_is_finite_and_keeps_the_order_even_when_every_pair_agrees(gaps: list[float]) -> None:
     assert 1e-3 < preference_gain(gaps, [0.0] * len(gaps)) < 1e3

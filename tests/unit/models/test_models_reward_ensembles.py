@@ -88,6 +88,15 @@ def test_an_ensemble_pays_the_aggregate_of_its_members_on_one_origin(aggregate: 
         assert found - model.mean == pytest.approx(rewards.ensemble(totals, aggregate, 1.0), abs=1e-4)
 
 
+def test_members_that_merely_stand_on_other_origins_do_not_disagree() -> None:
+    readout = Readout(("helpful", "harmless"), (1.0, 0.5), members=2, origins=(1.0, 2.0, 8.0, 6.0))
+    scores = torch.tensor([[[3.0, 4.0], [10.0, 8.0]], [[1.0, 2.0], [10.0, 6.0]]])  # [B, M, O]
+    assert readout.mean == 0.5 * ((1 + 1) + (8 + 3))
+    # Above their origins the members stand 2 + 0.5·2 and 2 + 0.5·2, then 0 and 2.
+    assert readout.totals(scores).tolist() == [[9.5, 9.5], [6.5, 8.5]]
+    assert readout.spread(scores).tolist() == [0.0, 1.0]
+
+
 @pytest.mark.parametrize("of", ["heads", "adapters"])
 @pytest.mark.parametrize("aggregate", ["mean", "worst"])
 def test_an_ensemble_survives_its_folder_and_the_plain_model_says_whether_it_is_exact(

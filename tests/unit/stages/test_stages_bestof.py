@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from tests.unit.stages.test_stages_learning import LORA, SAMPLING, answers
-from tests.unit.stages.toy import Memory, run_in_two_parts, same, toy_data, weights
+from tests.unit.stages.toy import QUESTIONS, Memory, run_in_two_parts, same, toy_data, weights
 from transformers import AutoModelForCausalLM
 
 from assay.algorithms.bestof import kl_bound
@@ -17,10 +20,13 @@ from assay.errors import DataError, TrainingError
 from assay.pipeline.evaluators import Evaluators
 from assay.pipeline.graph import link
 from assay.pipeline.plan import optimizer_steps
+from assay.rollout import collect
+from assay.rollout.sampler import Generation
 from assay.stages import bestof
-from assay.stages.bestof import powers_of_two
+from assay.stages.bestof import Answers, powers_of_two
 from assay.stages.config import BestOfConfig, EvaluateConfig, RewardConfig, SFTConfig
 from assay.stages.context import StageInputs
+from assay.types import Completion, FinishReason, Prompt
 
 
 def config(**changes: object) -> BestOfConfig:
@@ -44,7 +50,7 @@ def inputs(sft_folder: Path, reward_folder: Path) -> StageInputs:
         return [float(response == "blue") for response in responses]
 
     data = toy_data()
-    test = replace(data.prompts, test=data.prompts.test * 20)
+    test = replace(data.prompts, test=[*data.prompts.test] * 20)
     return StageInputs(replace(data, prompts=test), str(sft_folder), reward=str(reward_folder), truth=truth)
 
 
@@ -53,8 +59,15 @@ def test_the_best_of_more_answers_is_better_and_as_far_from_the_policy_as_theory
 ) -> None:
     """Four answers of about equal probability: of n answers one is blue, the best, with probability 1 − (3/4)^n."""
     ctx = Memory(tmp_path)
-    inputs = replace(inputs, mean=Evaluators(Prepared(), 0).mean)
+    answered: list[list[Prompt]] = []
+
+    def evaluate(before: list[Completion], after: list[Completion]) -> dict[str, Any]:
+        answered.extend([completion.prompt for completion in side] for side in (before, after))
+        return {}
+
+    inputs = replace(inputs, mean=Evaluators(Prepared(), 0).mean, evaluate_policy=evaluate)
     metrics = bestof.run(config(answers=16), inputs, ctx)
+    assert answered == [inputs.data.prompts.test] * 10  # before and after, five times: each answer at its prompt
     for n in (1, 2, 4, 8, 16):
         assert metrics[f"best_of_{n}/truth"] == pytest.approx(1 - 0.75**n, abs=0.12)
         assert metrics[f"best_of_{n}/kl_bound"] == pytest.approx(kl_bound(n))
@@ -87,9 +100,44 @@ def test_rounds_move_the_policy_to_the_preferred_answer(
     assert metrics["reward_after"] > metrics["reward_before"]
     assert metrics["kl"] > 0
     assert metrics["episodes"] == rounds * 24 * 8
+    assert all(measured["objective/kept"] == 1 for measured in ctx.logged.values())  # of eight some are whole
     scores = [ctx.logged[done]["objective/score"] for done in (1, rounds)]
     assert scores[0] < scores[1] < ctx.logged[rounds]["objective/best_score"]
     AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_the_best_is_whole_if_any_is_and_brings_its_own_score() -> None:
+    said: list[tuple[str, FinishReason, float]] = [
+        ("", "stop", 9.0),
+        ("cut off", "length", 8.0),
+        ("good", "stop", 1.0),
+        ("better", "stop", 2.0),
+    ]
+    row = [Generation(QUESTIONS[0], [1], [2, 3], [-0.5, -1.0], text, finish) for text, finish, _ in said]
+    answers = Answers([row, row[::-1]], torch.tensor([[9.0, 8.0, 1.0, 2.0], [2.0, 1.0, 8.0, 9.0]]))
+    found = [(best.texts, best.scores_B.tolist()) for best in (answers.best(4), answers.best(3))]
+    assert found == [(["better", "better"], [2.0, 2.0]), (["good", "better"], [1.0, 2.0])]
+    assert answers.logprobs_PK.tolist() == [[-1.5] * 4] * 2
+
+
+def test_every_round_has_its_own_prompts_noise_and_rates(
+    inputs: StageInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[tuple[Prompt, ...], int]] = []
+    sample = collect.sample
+
+    def watched(engine: Any, prompts: Sequence[Prompt], params: Any, seed: int) -> list[Generation]:
+        if len(prompts) == 24 * 8:  # not those of an evaluation
+            asked.append((tuple(prompts), seed))
+        return sample(engine, prompts, params, seed)
+
+    monkeypatch.setattr(collect, "sample", watched)
+    ctx = Memory(tmp_path)
+    optim = {"learning_rate": 1e-3, "schedule": "linear", "warmup": 0.0}
+    bestof.run(config(rounds=3, optim=optim), inputs, ctx)
+    assert len({prompts for prompts, _ in asked}) == len({seed for _, seed in asked}) == 3
+    rates = [ctx.logged[done]["train/learning_rate"] for done in (1, 2, 3)]
+    assert rates == pytest.approx([5e-3 / 6, 3e-3 / 6, 1e-3 / 6])  # the second of two steps in each round
 
 
 def test_an_interrupted_stage_ends_with_the_same_weights(inputs: StageInputs, tmp_path: Path) -> None:

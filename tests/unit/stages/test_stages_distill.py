@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests import tiny
+from tests.oracles import divergences
 from tests.unit.stages.test_stages_learning import LORA, SAMPLING, answers
 from tests.unit.stages.toy import QUESTIONS, Memory, run_in_two_parts, same, toy_data, weights
 from transformers import AutoModelForCausalLM
@@ -17,12 +20,16 @@ from transformers import AutoModelForCausalLM
 from assay.algorithms.distill_loss import reverse_kl
 from assay.data.pack import collate
 from assay.data.prepared import Prepared, Splits
+from assay.data.render import Row
 from assay.errors import DataError, ModelError
-from assay.models.roles import load_policy
+from assay.models.roles import Policy, load_policy
+from assay.rollout import collect
+from assay.rollout.engine import Engine
+from assay.rollout.sampler import Generation
 from assay.stages import distill, sft
 from assay.stages.config import DistillConfig, OptimConfig, SFTConfig
 from assay.stages.context import StageInputs
-from assay.types import Demonstration
+from assay.types import Demonstration, Prompt
 
 
 def config(**changes: object) -> DistillConfig:
@@ -116,6 +123,99 @@ def test_the_divergence_of_a_row_does_not_depend_on_the_rows_beside_it(sft_folde
     torch.testing.assert_close(together[:1, : alone.shape[1]], alone, rtol=1e-4, atol=1e-6)
     assert (together[~mask] == 0).all()
     assert (together[mask] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "of_token"),
+    [
+        ({"divergence": "forward", "temperature": 2.0}, divergences.forward),
+        ({"divergence": "reverse"}, divergences.reverse),
+        ({"divergence": "jsd", "beta": 0.3}, partial(divergences.jensen_shannon, beta=0.3)),
+    ],
+    ids=["forward", "reverse", "jsd"],
+)
+def test_the_loss_is_the_mean_divergence_of_all_response_tokens(
+    sft_folder: Path, teacher: Path, changes: dict[str, Any], of_token: Callable[[list[float], list[float]], float]
+) -> None:
+    settings = config(micro_batch_size=1, **changes)
+    student, other = load_policy(sft_folder), load_policy(teacher, trainable=False)
+    rows = responses(student)
+    loss = distill.imitate_teacher(student, other, rows, distill.divergence_of(settings), settings, "cpu")
+    tokens = [token for row in per_token(sft_folder, teacher, rows, of_token, settings.temperature) for token in row]
+    assert loss == pytest.approx(sum(tokens) / len(tokens), rel=1e-4)
+
+
+def test_the_kl_to_the_teacher_is_that_of_whole_answers(sft_folder: Path, teacher: Path) -> None:
+    student, other = load_policy(sft_folder), load_policy(teacher, trainable=False)
+    rows = responses(student)
+    answers = [
+        Generation(QUESTIONS[0], row.ids[: row.prompt_length], row.ids[row.prompt_length :], [], "", "stop")
+        for row in rows
+    ]
+    by_row = per_token(sft_folder, teacher, rows, divergences.reverse)
+    expected = sum(sum(row) for row in by_row) / len(rows)
+    assert distill.teacher_kl(student, other, answers, 1, "cpu") == pytest.approx(expected, rel=1e-4)
+
+
+def responses(student: Policy) -> list[Row]:
+    """A short one and a long one."""
+    renderer = student.renderer("chat", 32)
+    rows = [renderer.row(QUESTIONS[0], "blue"), renderer.row(QUESTIONS[1], "red and blue and green")]
+    return [row for row in rows if row]
+
+
+def per_token(
+    student: Path,
+    teacher: Path,
+    rows: list[Row],
+    of_token: Callable[[list[float], list[float]], float],
+    temperature: float = 1.0,
+) -> list[list[float]]:
+    """The divergence at each response token from plain transformers and plain floats, a row at a time."""
+    found = []
+    models = [AutoModelForCausalLM.from_pretrained(folder) for folder in (student, teacher)]
+    for row in rows:
+        with torch.no_grad():
+            logits = [model(torch.tensor([row.ids])).logits[0].tolist() for model in models]
+        places = range(row.prompt_length - 1, len(row.ids) - 1)
+        softmax = [[divergences.softmax(side[t], temperature) for t in places] for side in logits]
+        found.append([of_token(own, others) for own, others in zip(*softmax, strict=True)])
+    return found
+
+
+def test_student_and_teacher_each_speak_their_share_and_say_something_new_at_each_step(
+    inputs: StageInputs, sft_folder: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoken: list[tuple[str, int]] = []
+    seeds: set[int] = set()
+    sample = collect.sample
+
+    def watched(engine: Engine, prompts: Sequence[Prompt], params: Any, seed: int) -> list[Generation]:
+        spoken.append((engine.policy.source, len(prompts)))
+        seeds.add(seed)
+        return sample(engine, prompts, params, seed)
+
+    monkeypatch.setattr(collect, "sample", watched)
+    distill.run(config(sequences=48, on_policy=0.25, off_policy="teacher"), inputs, Memory(tmp_path))
+    assert spoken[1:-1] == [(str(sft_folder), 4), (str(teacher), 12)] * 3
+    assert len(seeds) == 1 + 2 * 3  # the evaluations before and after share theirs
+
+
+def test_every_demonstration_is_learned_from_once_before_one_comes_again(
+    inputs: StageInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[tuple[int, ...]] = []
+
+    def imitate(student: Policy, teacher: Policy, rows: list[Row], *_: object) -> float:
+        learned.extend(tuple(row.ids) for row in rows)
+        return 0.0
+
+    monkeypatch.setattr(distill, "imitate_teacher", imitate)
+    count = len(inputs.data.demonstrations.train)
+    distill.run(config(sequences=count, on_policy=0.0), inputs, Memory(tmp_path))
+    renderer = load_policy(inputs.base, trainable=False).renderer("chat", 32)
+    rows = [renderer.row(d.prompt, d.response) for d in inputs.data.demonstrations.train]
+    assert Counter(learned) == Counter(tuple(row.ids) for row in rows if row)
 
 
 def test_another_vocabulary_is_refused_before_anything_is_loaded(inputs: StageInputs, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,13 +24,15 @@ from assay.errors import DataError
 from assay.models.config import LoraConfig
 from assay.models.roles import load_policy
 from assay.pipeline.inputs import needs
+from assay.rollout import collect
 from assay.rollout.config import SamplingParams
+from assay.rollout.sampler import Generation
 from assay.stages import preference
 from assay.stages.config import PreferenceConfig
 from assay.stages.config.preference import PRESETS
 from assay.stages.context import StageInputs
-from assay.stages.direct import Example, Learner, examples_of, mismatched
-from assay.types import Verdict
+from assay.stages.direct import Example, Learner, examples_of, mismatched, plan
+from assay.types import Preference, Prompt, Verdict
 
 LORA = LoraConfig(r=8, alpha=16, target_modules=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
 
@@ -68,10 +70,22 @@ def brute_force(folder: Path, row: Row) -> list[float]:
     return [logprobs[t - 1, row.ids[t]].item() for t in range(row.prompt_length, len(row.ids))]
 
 
-@pytest.mark.parametrize("method", PRESETS)
-def test_every_methods_loss_of_a_real_model_is_the_definitions(method: str, base: Path, sft_folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        *((method, {}) for method in PRESETS),
+        ("dpo", {"margin": 0.3, "link": "jensen_shannon"}),
+        ("dpo", {"link": "forward_kl"}),
+        ("dpo", {"link": "alpha", "alpha": 0.3}),
+        ("hinge", {"margin": 0.4}),
+        ("kto", {"desirable_weight": 1.7}),
+    ],
+)
+def test_every_methods_loss_of_a_real_model_is_the_definitions(
+    method: str, changes: dict[str, Any], base: Path, sft_folder: Path
+) -> None:
     """The policy is the SFT model, the reference its untrained base; rows of unequal length share a padded batch."""
-    config = settings(method, micro_batch_size=2)
+    config = settings(method, micro_batch_size=2, **changes)
     policy, reference = load_policy(sft_folder, trainable=False), load_policy(base, trainable=False)
     renderer = Renderer(policy.tokenizer, max_length=32)
     texts = [("blue", "red"), ("green", "grass blue"), ("amber blue red", "green")]
@@ -86,13 +100,13 @@ def test_every_methods_loss_of_a_real_model_is_the_definitions(method: str, base
         return oracle.log_ratio(brute_force(sft_folder, row), against, per_token=config.length_normalised)
 
     if config.paired:
-        rewards = [[oracle.reward(ratio(row), config.link, 0.5) for row in (e.row, e.other)] for e in batch]
+        rewards = [[oracle.reward(ratio(row), config.link, config.alpha) for row in (e.row, e.other)] for e in batch]
         knobs = {"beta": config.beta, "margin": config.margin, "smoothing": config.label_smoothing}
         expected = sum(oracle.pair(config.loss, good - bad, **knobs) for good, bad in rewards) / len(batch)
         expected += config.nll_weight * oracle.nll([brute_force(sft_folder, e.row) for e in batch])
     else:
         z0 = oracle.baseline([ratio(e.other) for e in batch])
-        knobs = {"baseline": z0, "beta": config.beta, "desirable": 1.0}
+        knobs = {"baseline": z0, "beta": config.beta, "desirable": config.desirable_weight}
         expected = sum(oracle.verdict(ratio(e.row), e.good, **knobs) for e in batch) / len(batch)
     chosen = [sum(brute_force(sft_folder, e.row)) for e in batch if e.good]
     assert measured["loss"] == pytest.approx(expected, rel=1e-4)
@@ -138,6 +152,80 @@ def test_rounds_learn_from_the_policys_own_answers(sft_folder: Path, reward_fold
     assert blue(tmp_path) > 1.3 * blue(sft_folder)
     assert report["examples"] == sum(round(32 * m["objective/compared"]) for m in ctx.logged.values())
     assert all(m["objective/truth"] == 1.0 for m in ctx.logged.values())
+
+
+def test_the_weights_of_the_best_validation_are_kept(sft_folder: Path, tmp_path: Path) -> None:
+    """Held-out people want the opposite, so that every step after the first makes it worse."""
+    pairs = toy_data().preferences.train[::4]
+    opposite = [Preference(pair.prompt, pair.rejected, pair.chosen) for pair in pairs]
+    inputs = StageInputs(replace(toy_data(), preferences=Splits(pairs, opposite, [])), str(sft_folder))
+    config, ctx = settings(validate_every=1), Memory(tmp_path)
+    report = preference.run(config, inputs, ctx)
+    learner = Learner(load_policy(tmp_path, trainable=False), config, "cpu")
+    renderer = Renderer(learner.policy.tokenizer, max_length=32)
+    held_out = preference.data_examples(renderer, inputs, "validation", config, 0)
+    with torch.no_grad():
+        reference_NE = learner.reference(load_policy(sft_folder, trainable=False), held_out)
+        kept = learner.step(held_out, reference_NE)["loss"]
+    losses = [measured["eval/loss"] for measured in ctx.logged.values()]
+    assert report["best_step"] == 1
+    assert kept == pytest.approx(losses[0], abs=1e-6)
+    assert report["validation_loss"] == losses[0] < min(losses[1:]) - 1e-4
+
+
+def test_looking_at_the_validation_pairs_teaches_nothing(sft_folder: Path, tmp_path: Path) -> None:
+    pairs = toy_data().preferences.train[::4]
+    inputs = StageInputs(replace(toy_data(), preferences=Splits(pairs, pairs, [])), str(sft_folder))
+    often = preference.run(settings(validate_every=1), inputs, Memory(tmp_path / "often"))
+    once = preference.run(settings(validate_every=100), inputs, Memory(tmp_path / "once"))
+    assert often["best_step"] == once["best_step"] == once["steps"] > 1
+    assert same(weights(tmp_path / "often"), weights(tmp_path / "once"))
+
+
+def test_of_the_answers_to_a_prompt_the_best_is_held_against_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
+    worth = {"so-so": 1.0, "bad": 0.0, "good": 2.0, "equal": 1.0}
+    said = ["so-so", "bad", "good", "equal", "equal", "equal"]
+
+    def sample(engine: object, asked: list[Prompt], params: object, seed: int) -> list[Generation]:
+        return [
+            Generation(q, [1], [10 + i], [0.0], text, "stop")
+            for i, (q, text) in enumerate(zip(asked, said, strict=True))
+        ]
+
+    monkeypatch.setattr(collect, "sample", sample)
+    examples, measured = preference.compare_answers(
+        cast("Any", None),
+        QUESTIONS[:2],
+        lambda prompts, responses, finishes: [worth[text] for text in responses],
+        StageInputs(toy_data(), ""),
+        settings(reward="reward", rounds=1, answers=3),
+        seed=0,
+    )
+    assert [(e.row.ids, e.other.ids) for e in examples] == [([1, 12], [1, 11])]  # equal answers teach nothing
+    assert measured == {"objective/reward": 1.0, "objective/compared": 0.5}
+
+
+def test_every_round_has_its_own_prompts_noise_and_rates_and_the_same_reference(
+    sft_folder: Path, reward_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[tuple[Prompt, ...], int]] = []
+    compare = preference.compare_answers
+
+    def watched(engine: Any, prompts: Any, reward: Any, inputs: Any, config: Any, seed: int) -> Any:
+        asked.append((tuple(prompts), seed))
+        return compare(engine, prompts, reward, inputs, config, seed)
+
+    monkeypatch.setattr(preference, "compare_answers", watched)
+    optim = {"learning_rate": 3e-3, "schedule": "linear", "warmup": 0.0}
+    config = settings(reward="reward", rounds=3, round_prompts=16, answers=4, optim=optim)
+    ctx = Memory(tmp_path)
+    preference.run(config, StageInputs(toy_data(), str(sft_folder), reward=str(reward_folder)), ctx)
+    assert len(set(asked)) == len({prompts for prompts, _ in asked}) == len({seed for _, seed in asked}) == 3
+    rates = [ctx.logged[number]["train/learning_rate"] for number in (1, 2, 3)]
+    assert rates == pytest.approx([3e-3, 2e-3, 1e-3])
+    losses = [ctx.logged[number]["train/loss"] for number in (1, 2, 3)]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert min(abs(loss - math.log(2)) for loss in losses[1:]) > 1e-3  # a reference that follows would be met anew
 
 
 @pytest.mark.parametrize("method", ["rpo", "kto"])
@@ -214,6 +302,19 @@ def test_mismatched_rows_are_cut_to_the_context() -> None:
     assert [row.ids for row in mismatched(rows, 0, 4)] == [[1, 1, 1, 8], [2, 7]]
 
 
+def test_another_seed_mismatches_answers_in_another_way() -> None:
+    rows = [Row([prompt, 100 + prompt], 1) for prompt in range(12)]
+    assert mismatched(rows, 0, 8) == mismatched(rows, 0, 8) != mismatched(rows, 1, 8)
+
+
+def test_ktos_batches_hold_good_and_bad_answers_though_the_bad_ones_are_longer() -> None:
+    good, bad = Row([1, 2, 3], 1), Row([1, *range(20)], 1)
+    examples = [Example(good, good, True), Example(bad, bad, False)] * 32
+    steps = plan(examples, settings("kto"), 0)
+    assert sorted(i for batch in steps for i in batch) == list(range(64))
+    assert all({examples[i].good for i in batch} == {True, False} for batch in steps)
+
+
 def test_kto_learns_from_verdicts_alone_and_takes_a_pair_as_two(base: Path) -> None:
     renderer = Renderer(load_policy(base, trainable=False).tokenizer, max_length=32)
     data = toy_data()
@@ -237,7 +338,9 @@ def test_the_parts_of_the_comparisons_are_disjoint_and_together_all(method: str,
         return Counter(tuple(e.row.ids) for e in preference.data_examples(renderer, inputs, split, config, 0))
 
     one, other = rows("train", 1, 2), rows("train", 2, 2)
-    assert one and other and one + other == rows("train")
+    assert one
+    assert other
+    assert one + other == rows("train")
     asked = [tuple(row.ids[: row.prompt_length]) for q in QUESTIONS if (row := renderer.row(q, "blue"))]
     in_both = [start for start in asked if all(any(ids[: len(start)] == start for ids in p) for p in (one, other))]
     assert not in_both

@@ -11,11 +11,13 @@ from typing import Any, cast
 
 import pytest
 import torch
+from tests.oracles import losses, rewards
 from tests.unit.stages.toy import COLOURS, QUESTIONS, Memory, run_in_two_parts, same, toy_data, weights
 
 from assay.data.items import as_preferences
 from assay.data.prepared import Prepared, Splits
 from assay.errors import ConfigError, DataError
+from assay.models.calibration import preference_gain
 from assay.models.readout import Readout
 from assay.models.roles import RewardModel, load_reward_model
 from assay.stages import judged_steps, reward, reward_report
@@ -201,12 +203,104 @@ def test_calibration_is_held_against_the_same_ensemble_before_it() -> None:
     assert report == {"temperature": pytest.approx(0.5), "ece_uncalibrated": 0.25}  # 1/√(1 · 4)
 
 
+def test_a_pairs_scores_are_those_of_the_objective_that_was_asked_about() -> None:
+    readout = Readout(objectives=("taste", "warmth"), weights=(1.0, 0.1))
+    pairs = [Preference(QUESTIONS[0], "blue", "red", objective=name) for name in ("warmth", "taste")]
+    scores = (torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]), torch.tensor([[[5.0, 6.0]], [[7.0, 8.0]]]))  # [N, M, O]
+    assert reward_report.own_scores(readout, pairs, scores) == ([2.0, 3.0], [6.0, 7.0])
+
+
+def test_every_member_is_calibrated_on_the_pairs_of_each_objective(sft_folder: Path) -> None:
+    names = ("taste", "warmth")
+    readout = Readout(objectives=names, weights=(1.0, 1.0), members=2)
+    model = load_reward_model(sft_folder, head_seed=0, readout=readout, max_length=32)
+    pairs = [pair for pair in two_minded().preferences.test if pair.chosen != "amber" or pair.objective == "taste"]
+    before = reward_report.score_pairs(model, pairs, 10)
+    gains_MO = reward.calibrate(model, pairs, 10)
+    for m, (o, name) in itertools.product(range(2), enumerate(names)):
+        asked = [n for n, pair in enumerate(pairs) if pair.objective == name]
+        gaps = [(side[asked, m, o]).tolist() for side in before]
+        assert gains_MO[m, o].item() == pytest.approx(preference_gain(*gaps), rel=1e-4)
+    assert len({round(gain, 4) for gain in gains_MO.flatten().tolist()}) == 4
+    for old, new in zip(before, reward_report.score_pairs(model, pairs, 10), strict=True):
+        torch.testing.assert_close(new, old * gains_MO, rtol=1e-3, atol=1e-4)
+
+
+def test_it_is_calibrated_on_the_validation_pairs_and_measured_on_the_test_pairs(
+    sft_folder: Path, tmp_path: Path
+) -> None:
+    pairs = toy_data().preferences.test
+    data = replace(toy_data(), preferences=Splits(pairs, pairs[:12], pairs[12:]))
+    seen: list[Sequence[Preference]] = []
+
+    def evaluate(asked: Sequence[Preference], chosen: object, rejected: object) -> dict[str, Any]:
+        seen.append(asked)
+        return {}
+
+    inputs = StageInputs(data, str(sft_folder), evaluate_preferences=evaluate)
+    reward.run(config(epochs=1), inputs, Memory(tmp_path))
+    assert seen == [pairs[12:]] * 2  # calibrated, and as it was before
+    model = load_reward_model(tmp_path, trainable=False, max_length=32)
+    chosen, rejected = reward_report.score_pairs(model, pairs[:12], 10)
+    assert model.mean == pytest.approx(torch.cat([chosen, rejected]).mean().item(), abs=1e-4)
+
+
+def test_the_loss_of_comparisons_is_the_definitions(sft_folder: Path) -> None:
+    """Two members with bootstrap samples of their own, graded margins, a ranking of three; in two micro-batches."""
+    settings = config(margin=0.2, centring=0.05, label_smoothing=0.1, ensemble={"members": 2})
+    model = load_reward_model(sft_folder, head_seed=0, readout=reward.readout_of(settings), max_length=32)
+    items = [
+        Preference(QUESTIONS[0], "blue", "red and green", margin=0.7),
+        Ranking(QUESTIONS[1], ("blue", "green", "red")),
+        Preference(QUESTIONS[2], "amber", "blue"),
+    ]
+    draws = [[1.0, 2.0, 0.0], [0.0, 1.0, 3.0]]
+    lesson = Comparisons(model, comparisons_of(model, items), settings, torch.tensor(draws))
+    with torch.no_grad():
+        parts = [lesson.loss(part, [0, 1, 2]) for part in ([0, 1], [2])]
+
+    def of_item(item: Preference | Ranking, member: int) -> tuple[float, float]:
+        texts = item.responses if isinstance(item, Ranking) else (item.chosen, item.rejected)
+        margin = 0.2 + ((item.margin or 0.0) if isinstance(item, Preference) else 0.0)
+        scores = model.member_scores([item.prompt] * len(texts), texts)[:, member, 0].tolist()
+        pairs = list(itertools.combinations(scores, 2))
+        cost = [rewards.smoothed_pair(a, b, margin, 0.1) + 0.05 * (a + b) ** 2 for a, b in pairs]
+        return sum(cost) / len(pairs), sum(losses.wins(a, b) for a, b in pairs) / len(pairs)
+
+    for what in (0, 1):
+        members = [
+            sum(times * of_item(item, m)[what] for times, item in zip(draws[m], items, strict=True)) / sum(draws[m])
+            for m in range(2)
+        ]
+        assert sum(part[what].item() for part in parts) == pytest.approx(sum(members) / 2, rel=1e-4)
+
+
+def test_how_a_batch_is_split_changes_nothing_and_the_rate_goes_down_step_by_step(
+    sft_folder: Path, tmp_path: Path
+) -> None:
+    optim = {"learning_rate": 3e-3, "schedule": "linear", "warmup": 0.0}
+    runs = [Memory(tmp_path / "whole"), Memory(tmp_path / "parts")]
+    for ctx, size in zip(runs, (None, 3), strict=True):
+        settings = config(epochs=1, micro_batch_size=size, optim=optim)
+        reward.run(settings, StageInputs(toy_data(), str(sft_folder)), ctx)
+    whole, parts = (weights(ctx.folder) for ctx in runs)
+    assert max((whole[name] - parts[name]).abs().max().item() for name in whole) < 1e-3
+    steps = len(runs[0].logged)
+    for step, (one, other) in enumerate(zip(*(ctx.logged.values() for ctx in runs), strict=True)):
+        for name in ("train/loss", "train/accuracy"):
+            assert other[name] == pytest.approx(one[name], abs=1e-4)
+        assert one["train/learning_rate"] == pytest.approx(3e-3 * (1 - step / steps))
+
+
 def test_every_member_has_its_own_bootstrap_sample() -> None:
     draws = bootstrap(3, 20_000, seed=0, device="cpu")
     assert draws is not None
     assert draws.mean(dim=1).tolist() == pytest.approx([1.0] * 3, abs=4 / 20_000**0.5)
     assert (draws == 0).float().mean(dim=1).tolist() == pytest.approx([0.3679] * 3, abs=0.02)  # e⁻¹ stay out of the bag
     assert torch.corrcoef(draws).fill_diagonal_(0).abs().max() < 0.03
+    other = bootstrap(3, 20_000, seed=1, device="cpu")
+    assert other is not None
+    assert torch.corrcoef(torch.cat([draws, other]))[:3, 3:].abs().max() < 0.03
     assert bootstrap(1, 10, seed=0, device="cpu") is None
 
 
@@ -239,17 +333,46 @@ def test_a_step_does_not_depend_on_how_it_is_split(sft_folder: Path, changes: di
 def test_steps_are_judged_as_people_did(sft_folder: Path, tmp_path: Path, aggregate: str) -> None:
     model, metrics = learn(sft_folder, tmp_path, judged(), steps=aggregate, epochs=4)
     assert metrics["step_accuracy"] > 0.95 > 0.6 > metrics["step_majority"]
+    assert metrics["n"] == 6 * 12 * 2  # all test steps
+    held_out = judged().steps.validation
+    scores = model.score_texts([item.prompt for item in held_out], ["\n".join(item.steps) for item in held_out])
+    assert model.mean == pytest.approx(sum(scores) / len(scores), abs=1e-4)
     good, late, early = model.score_texts([QUESTIONS[0]] * 3, ["blue\ngreen", "blue\nred", "red\nblue"])
     assert good > late
     assert (good > early + 1) == (aggregate != "last")
 
 
+def test_the_loss_of_judged_steps_is_the_definitions_and_a_step_weighs_the_same_in_any_response(
+    sft_folder: Path,
+) -> None:
+    model = load_reward_model(sft_folder, head_seed=0, readout=Readout(steps="min"), max_length=32)
+    steps = [("blue",), ("red", "green", "amber"), ("green", "blue")]
+    good = [(True,), (False, True, False), (True, False)]
+    items = [JudgedSteps(q, *judgement) for q, judgement in zip(QUESTIONS, zip(steps, good, strict=True), strict=False)]
+    lesson = judged_steps.Steps(model, [found for item in items if (found := judged_steps.judged_of(model, item))])
+    with torch.no_grad():
+        parts = [lesson.loss(part, [0, 1, 2]) for part in ([0, 1], [2])]
+    logits = [row.tolist() for row in model.judge([item.prompt for item in items], steps)]
+    right = [(z > 0) == y for row, labels in zip(logits, good, strict=True) for z, y in zip(row, labels, strict=True)]
+    assert sum(loss.item() for loss, _ in parts) == pytest.approx(rewards.step_loss(logits, good), rel=1e-4)
+    assert sum(accuracy.item() for _, accuracy in parts) == pytest.approx(sum(right) / 6)
+
+
+def test_labels_beyond_the_context_are_left_out_with_their_steps(sft_folder: Path) -> None:
+    model = load_reward_model(sft_folder, head_seed=0, readout=Readout(steps="min"), max_length=32)
+    good = (True,) + (False,) * 39
+    found = judged_steps.judged_of(model, JudgedSteps(QUESTIONS[0], ("blue",) * 40, good))
+    assert found is not None
+    assert 1 < len(found.ends) < 40
+    assert found.good == list(good[: len(found.ends)])
+
+
 def test_steps_beyond_the_context_count_nowhere() -> None:
-    """Of five steps four are within it: judged rightly, on the fence, rightly, wrongly; three of them are good."""
+    """Of five steps four are within it: judged rightly, on the fence, wrongly, rightly; one of them is good."""
 
     class Judge:
         def judge(self, prompts: object, steps: object, *, batch_size: int) -> list[torch.Tensor]:
-            return [torch.tensor([1.0, 0.0]), torch.tensor([-2.0, -1.0])]
+            return [torch.tensor([1.0, 0.0]), torch.tensor([2.0, -1.0])]
 
     asked: dict[str, Any] = {}
 
@@ -259,13 +382,13 @@ def test_steps_beyond_the_context_count_nowhere() -> None:
 
     one, other = QUESTIONS[:2]
     items = [
-        JudgedSteps(one, ("blue", "green", "red"), (True, True, False)),
-        JudgedSteps(other, ("red", "blue"), (False, True)),
+        JudgedSteps(one, ("blue", "red", "green"), (True, False, True)),
+        JudgedSteps(other, ("amber", "red"), (False, False)),
     ]
     report = judged_steps.evaluate(cast("Any", Judge()), items, config(), StageInputs(Prepared(), "", share=share))
     assert asked == {
         "name": "step_accuracy",
-        "values": [1.0, 0.5, 1.0, 0.0],
+        "values": [1.0, 0.5, 0.0, 1.0],
         "groups": [one.id, one.id, other.id, other.id],
     }
     assert report == {

@@ -237,7 +237,9 @@ def test_the_parts_of_the_comparisons_are_disjoint_and_together_all(method: str,
         return Counter(tuple(e.row.ids) for e in preference.data_examples(renderer, inputs, split, config, 0))
 
     one, other = rows("train", 1, 2), rows("train", 2, 2)
-    assert one and other and one + other == rows("train")
+    assert one
+    assert other
+    assert one + other == rows("train")
     asked = [tuple(row.ids[: row.prompt_length]) for q in QUESTIONS if (row := renderer.row(q, "blue"))]
     in_both = [start for start in asked if all(any(ids[: len(start)] == start for ids in p) for p in (one, other))]
     assert not in_both

@@ -39,6 +39,8 @@ BETA = 0.7
 SPREAD = 0.5
 """Standard deviation of the scores; with `BETA`, the optimum is far from the reference and no response certain."""
 
+BATCH, GROUP = 512, 16
+
 ROWS = [Row([0, *response], 1) for response in RESPONSES]
 PATHS = torch.tensor(oracle.PATHS)
 CHOSEN = torch.tensor(RESPONSES)
@@ -54,6 +56,9 @@ class Scorer(Protocol):
     @property
     def pad_id(self) -> int: ...
 
+    @property
+    def budget(self) -> int: ...
+
     def logprobs(self, batch: TokenBatch, *, temperature: float = 1.0, entropy: bool = False) -> ResponseLogprobs: ...
 
     def parameters_trained(self) -> dict[str, nn.Parameter]: ...
@@ -63,6 +68,7 @@ class Table:
     """A softmax policy with a logit for each token in each state."""
 
     pad_id = 0
+    budget = BATCH * (1 + STEPS)
 
     def __init__(self, seed: int) -> None:
         self.logits = nn.Parameter(torch.randn(len(STATES), TOKENS, generator=torch.Generator().manual_seed(seed)))
@@ -79,6 +85,8 @@ class Table:
 class Critic:
     """A value for each state."""
 
+    budget = BATCH * (1 + STEPS)
+
     def __init__(self) -> None:
         self.table = nn.Parameter(torch.zeros(len(STATES)))
 
@@ -93,9 +101,19 @@ def transformer(seed: int) -> Policy:
     all that attention could weigh is alike there, and the closed forms would be out of reach.
     """
     torch.manual_seed(seed)
-    shape = {"vocab_size": TOKENS, "n_positions": STEPS + 1, "n_embd": 64, "n_layer": 1, "n_head": 4}
-    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    config = GPT2Config(**shape, **still, bos_token_id=None, eos_token_id=None, initializer_range=0.1)
+    config = GPT2Config(
+        vocab_size=TOKENS,
+        n_positions=STEPS + 1,
+        n_embd=64,
+        n_layer=1,
+        n_head=4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+        initializer_range=0.1,
+    )
     return Policy(Backbone(GPT2LMHeadModel(config), device="cpu"), SimpleNamespace(pad_token_id=0))
 
 
@@ -168,8 +186,6 @@ def optimum(tree: Tree) -> Array:
 
 
 # Policy methods: what the stages `group` and `ppo` do with a batch of episodes, without prompts and texts around it.
-
-BATCH, GROUP = 512, 16
 
 
 def by_group(method: str, **choices: Any) -> Callable[[World, int, OptimConfig], Updates]:
@@ -382,7 +398,7 @@ def distillation(world: World, iterations: int, optim: OptimConfig) -> Updates:
 def states(policy: Scorer, batch: TokenBatch) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
     """What the head of a policy reads at every token, [B·R, D], and the head."""
     if isinstance(policy, Policy):
-        return LabelIndex.of(batch).before(policy.backbone.hidden(batch)), policy.head
+        return policy.backbone.states(batch, LabelIndex.of(batch).before_N), policy.head
     assert isinstance(policy, Table)
     return policy.logits[PATHS[number(batch)]].flatten(0, 1), (torch.eye(TOKENS), None)
 

@@ -7,7 +7,7 @@ the uniform numbers that draw tokens) comes in as an argument, and here it is wh
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,7 @@ from torch import Tensor
 from assay import rng
 from assay.data.pack import batches
 from assay.data.prepared import Prepared, Splits
+from assay.models.backbone import Backbone
 from assay.models.roles import load_policy, load_reward_model, ppo_roles, sampling_roles
 from assay.rollout.config import SamplingParams
 from assay.stages import group as group_stage
@@ -96,6 +97,14 @@ def rounds(prompts: int, iterations: int, *, group: int = 1) -> list[tuple[list[
         asked = loop.pick(DATA.prompts.train, prompts, iteration, SEED)
         found.append((asked, torch.stack([torch.from_numpy(stream) for stream in streams])))
     return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def padded() -> Iterator[None]:
+    """The stages pad, as the examples do: Adam makes 1e-4 of rounding. Trees = padding: tests/unit/models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Backbone, "shares_prompts", False)
+        yield
 
 
 @pytest.mark.parametrize("example", [sft, reward, ppo, grpo, dpo])

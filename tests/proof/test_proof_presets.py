@@ -28,6 +28,7 @@ class Given:
     """A policy whose log-probabilities and entropies are parameters; a row's first id says which it is."""
 
     pad_id = 0
+    budget = 1000
 
     def __init__(self, noise: torch.Generator) -> None:
         self.logprobs_BR, self.entropy_BR = (

@@ -1,4 +1,4 @@
-"""Rows → tensors: padded batches, batches of similar length, and several rows packed into one line.
+"""Rows → tensors: padded batches, batches of similar length, and parts of a batch that fit in memory.
 
 Shapes: B rows, T tokens. Masks come from lengths, never from comparing with the pad id.
 """
@@ -6,45 +6,36 @@ Shapes: B rows, T tokens. Masks come from lengths, never from comparing with the
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from assay.data.render import Row
-from assay.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Tensors of shape [B, T]. `loss_mask[b, t]` is True where token t is a label: it is a response token.
-
-    `segments` is set for packed lines only: it numbers the rows in a line from 1, and is 0 on pads.
-    """
+    """Tensors of shape [B, T]. `loss_mask[b, t]` is True where token t is a label: it is a response token."""
 
     input_ids: Tensor
     attention_mask: Tensor
     loss_mask: Tensor
     position_ids: Tensor
-    segments: Tensor | None = None
+    rows: tuple[Row, ...] | None = None
+    """What the tensors hold, for a batch that is padded on the right."""
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on another device."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return TokenBatch(*(None if value is None else value.to(device) for value in values))  # pyright: ignore
+        tensors = (self.input_ids, self.attention_mask, self.loss_mask, self.position_ids)
+        return TokenBatch(*(tensor.to(device) for tensor in tensors), rows=self.rows)
 
-    def model_inputs(self) -> dict[str, Any]:
-        """Keyword arguments for a transformers model that takes `position_ids`.
-
-        Packed lines go without a mask: where positions restart and no cache is kept, transformers builds the
-        block-diagonal mask itself, which is also right for sliding windows, as a ready 4D mask is not.
-        """
-        if self.segments is None:
-            mask = self.attention_mask
-            return {"input_ids": self.input_ids, "attention_mask": mask, "position_ids": self.position_ids}
-        return {"input_ids": self.input_ids, "position_ids": self.position_ids, "use_cache": False}
+    def model_inputs(self) -> dict[str, Tensor]:
+        """Keyword arguments for a transformers model that takes `position_ids`."""
+        mask = self.attention_mask
+        return {"input_ids": self.input_ids, "attention_mask": mask, "position_ids": self.position_ids}
 
 
 def collate(rows: Sequence[Row], pad_id: int, *, side: Literal["right", "left"] = "right") -> TokenBatch:
@@ -56,8 +47,12 @@ def collate(rows: Sequence[Row], pad_id: int, *, side: Literal["right", "left"] 
     positions = torch.zeros_like(ids)
     for b, row in enumerate(rows):
         start = width - len(row.ids) if side == "left" else 0
-        _place(ids, attention, loss, positions, row, b, start)
-    return TokenBatch(ids, attention, loss, positions)
+        stop = start + len(row.ids)
+        ids[b, start:stop] = torch.tensor(row.ids, dtype=torch.long)
+        attention[b, start:stop] = True
+        loss[b, start + max(row.prompt_length, 1) : stop] = True
+        positions[b, start:stop] = torch.arange(len(row.ids))
+    return TokenBatch(ids, attention, loss, positions, tuple(rows) if side == "right" else None)
 
 
 def batches(lengths: Sequence[int], rows: int, rng: random.Random, *, bucket: int = 8) -> list[list[int]]:
@@ -75,48 +70,23 @@ def batches(lengths: Sequence[int], rows: int, rng: random.Random, *, bucket: in
     return cut
 
 
-def pack(rows: Sequence[Row], length: int) -> list[list[Row]]:
-    """Fill lines of at most `length` tokens, longest rows first, each into the fullest line it fits (best fit).
+def together(rows: Sequence[Row]) -> list[int]:
+    """Numbers of the rows, those of one prompt beside each other, short prompts first."""
+    return sorted(range(len(rows)), key=lambda i: (rows[i].prompt_length, rows[i].ids))
 
-    Every row is in exactly one line, whole. DataError when a row is longer than a line.
+
+def parts(lengths: Sequence[int], *, tokens: int, rows: int | None = None) -> Iterator[list[int]]:
+    """Numbers of neighbours that go through a model together: at most `rows` of them, and at most `tokens` tokens.
+
+    A single one may have more tokens: it is never cut.
     """
-    lines: list[list[Row]] = []
-    by_room: list[list[int]] = [[] for _ in range(length + 1)]  # by_room[r]: lines with r tokens of room
-    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
-        size = len(row.ids)
-        if size > length:
-            raise DataError(f"a row of {size} tokens does not fit a line of {length}", hint="render with a max_length")
-        room = next((r for r in range(size, length + 1) if by_room[r]), None)
-        if room is None:
-            lines.append([row])
-            by_room[length - size].append(len(lines) - 1)
-        else:
-            line = by_room[room].pop()
-            lines[line].append(row)
-            by_room[room - size].append(line)
-    return lines
-
-
-def collate_packed(lines: Sequence[Sequence[Row]], pad_id: int) -> TokenBatch:
-    """Lines of rows as one batch: positions restart at every row, `segments` keeps the rows apart."""
-    width = max(sum(len(row.ids) for row in line) for line in lines)
-    ids = torch.full((len(lines), width), pad_id, dtype=torch.long)
-    attention = torch.zeros(len(lines), width, dtype=torch.bool)
-    loss = torch.zeros_like(attention)
-    positions = torch.zeros_like(ids)
-    segments = torch.zeros_like(ids)
-    for b, line in enumerate(lines):
-        start = 0
-        for number, row in enumerate(line, start=1):
-            _place(ids, attention, loss, positions, row, b, start)
-            segments[b, start : start + len(row.ids)] = number
-            start += len(row.ids)
-    return TokenBatch(ids, attention, loss, positions, segments)
-
-
-def _place(ids: Tensor, attention: Tensor, loss: Tensor, positions: Tensor, row: Row, b: int, start: int) -> None:
-    stop = start + len(row.ids)
-    ids[b, start:stop] = torch.tensor(row.ids, dtype=torch.long)
-    attention[b, start:stop] = True
-    loss[b, start + max(row.prompt_length, 1) : stop] = True
-    positions[b, start:stop] = torch.arange(len(row.ids))
+    part: list[int] = []
+    held = 0
+    for number, length in enumerate(lengths):
+        if part and (len(part) == rows or held + length > tokens):
+            yield part
+            part, held = [], 0
+        part.append(number)
+        held += length
+    if part:
+        yield part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from assay.data.pack import TokenBatch
+from assay.data.forest import Forest
+from assay.data.pack import TokenBatch, collate
+from assay.data.render import Row
 from assay.errors import ModelError
 from assay.models.adapters import Adapters
 from assay.models.checkpoint import writing
@@ -49,10 +52,73 @@ class Backbone:
         if gradient_checkpointing:
             self._checkpoint_activations()
 
+    def states(self, batch: TokenBatch, places_N: Tensor, adapter: str | None = None) -> Tensor:
+        """Last hidden states [N, D] at places of the flattened batch, with one adapter or none.
+
+        Rows that begin with the same prompt share its computation, wherever this model can do so exactly.
+        """
+        if batch.rows is None or max(len(row.ids) for row in batch.rows) > self.window or not self.shares_prompts:
+            return self.hidden(batch, adapter).flatten(0, 1).index_select(0, places_N)
+        forest = Forest.of(batch.rows, width=min(self.width, self.window)).to(self.device)
+        return self.lines(batch, forest, adapter).index_select(0, forest.places_BT.flatten()[places_N])
+
     def hidden(self, batch: TokenBatch, adapter: str | None = None) -> Tensor:
-        """Last hidden states [B, T, D] of a batch, with one adapter or none."""
-        inputs = batch.model_inputs()
-        return self.forward(inputs.pop("input_ids"), adapter=adapter, **inputs)
+        """Last hidden states [B, T, D] of a padded batch, with one adapter or none."""
+        return self.forward(
+            batch.input_ids, position_ids=batch.position_ids, adapter=adapter, attention_mask=batch.attention_mask
+        )
+
+    def lines(self, batch: TokenBatch, forest: Forest, adapter: str | None = None) -> Tensor:
+        """Last hidden states [L·W, D] of a batch laid out as trees."""
+        mask: Tensor = forest.mask
+        if self.model.config._attn_implementation == "eager":  # which adds its mask to the scores
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
+        return self.forward(
+            batch.input_ids.flatten()[forest.sources_LW],
+            position_ids=batch.position_ids.flatten()[forest.sources_LW],
+            adapter=adapter,
+            attention_mask=mask,
+        ).flatten(0, 1)
+
+    @property
+    def width(self) -> int:
+        """Numbers in a hidden state."""
+        return self.model.config.hidden_size
+
+    @property
+    def window(self) -> int:
+        """Tokens a line may have: where attention is local, it counts them along the line, and not by position."""
+        config = self.model.config
+        kinds = (*(getattr(config, "layer_types", None) or ()), *getattr(config, "attention_layers", ()))
+        local = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
+        return sys.maxsize if local is None or set(kinds) == {"full_attention"} else local
+
+    @property
+    def budget(self) -> int:
+        """Tokens that go through the model together: enough to keep the machine busy, and little enough to be light."""
+        return 2**24 // self.width if torch.device(self.device).type == "cuda" else max(1024, 2**20 // self.width)
+
+    @functools.cached_property
+    def shares_prompts(self) -> bool:
+        """Whether two rows of one prompt come out of a tree as they come out alone; a few tokens are tried once.
+
+        Not where positions are counted along the line (ALiBi), or where attention takes no mask of its own.
+        """
+        if not self._takes_positions:
+            return False
+        batch = collate([Row([3, 1, 2, 0, 1], 3), Row([3, 1, 2, 2], 3), Row([1, 0], 1)], 0).to(self.device)
+        forest = Forest.of(batch.rows or (), width=16).to(self.device)
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                alone = self.hidden(batch).flatten(0, 1)[batch.attention_mask.flatten()].float()
+                together = self.lines(batch, forest)[forest.places_BT[batch.attention_mask]].float()
+        except (RuntimeError, ValueError, TypeError):  # a mask of this shape is refused
+            return False
+        finally:
+            self.model.train(training)
+        return bool((alone - together).abs().max() < 0.02 * alone.std())
 
     def forward(self, input_ids: Tensor, *, position_ids: Tensor, adapter: str | None, **inputs: Any) -> Tensor:
         """Last hidden states [B, T, D]; `inputs` may hold attention_mask and past_key_values."""

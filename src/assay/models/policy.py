@@ -38,30 +38,35 @@ class ResponseLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class LabelIndex:
-    """Where the labels of a batch are: label n is token `columns[n]` of row `rows[n]`, and number `slots[n]` in it."""
+    """Where the N labels of a batch are."""
 
-    rows: Tensor
-    columns: Tensor
-    slots: Tensor
+    ids_N: Tensor
+    """The labels themselves."""
+    before_N: Tensor
+    """Places, in the flattened batch, of the states that they are predicted from: one token earlier."""
+    rows_N: Tensor
+    slots_N: Tensor
+    """Which label of its row each is, from 0."""
     mask_BR: Tensor
 
     @classmethod
     def of(cls, batch: TokenBatch) -> LabelIndex:
         labels = batch.loss_mask
-        rows, columns = labels.nonzero(as_tuple=True)
-        counts = labels.sum(1)
-        width = int(counts.max()) if len(counts) else 0
-        slots = (labels.cumsum(1) - 1)[rows, columns]
-        return cls(rows, columns, slots, torch.arange(width, device=labels.device) < counts[:, None])
-
-    def before(self, hidden_BTD: Tensor) -> Tensor:
-        """Hidden states from which the labels are predicted, those one token earlier: [N, D]."""
-        return hidden_BTD[self.rows, self.columns - 1]
+        rows_N, columns_N = labels.nonzero(as_tuple=True)
+        counts_B = labels.sum(1)
+        width = int(counts_B.max()) if len(counts_B) else 0
+        return cls(
+            batch.input_ids[rows_N, columns_N],
+            rows_N * labels.shape[1] + columns_N - 1,
+            rows_N,
+            (labels.cumsum(1) - 1)[rows_N, columns_N],
+            torch.arange(width, device=labels.device) < counts_B[:, None],
+        )
 
     def spread(self, values_N: Tensor) -> Tensor:
         """One value a label to [B, R], zero where there is none."""
         out = torch.zeros(self.mask_BR.shape, dtype=values_N.dtype, device=values_N.device)
-        return out.index_put((self.rows, self.slots), values_N)
+        return out.index_put((self.rows_N, self.slots_N), values_N)
 
 
 class Policy:
@@ -85,6 +90,11 @@ class Policy:
         return self.tokenizer.pad_token_id
 
     @property
+    def budget(self) -> int:
+        """Tokens that go through it together."""
+        return self.backbone.budget
+
+    @property
     def context(self) -> int:
         """The longest row, prompt and response together, that the model has positions for."""
         return context_length(self.model)
@@ -105,11 +115,10 @@ class Policy:
         The head runs at label positions only, in fp32. Shapes: [B, T] batch → [B, R].
         """
         labels = LabelIndex.of(batch)
-        hidden_ND = labels.before(self.backbone.hidden(batch, self.adapter))
+        hidden_ND = self.backbone.states(batch, labels.before_N, self.adapter)
         weight, bias = self.head
-        ids_N = batch.input_ids[labels.rows, labels.columns]
         logprobs_N, entropy_N = token_logprobs(
-            hidden_ND, weight, ids_N, bias=bias, temperature=temperature, with_entropy=entropy
+            hidden_ND, weight, labels.ids_N, bias=bias, temperature=temperature, with_entropy=entropy
         )
         spread = None if entropy_N is None else labels.spread(entropy_N)
         return ResponseLogprobs(labels.spread(logprobs_N), spread, labels.mask_BR)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from assay.algorithms.process_loss import whole_response
-from assay.data.pack import TokenBatch, collate
+from assay.data.pack import TokenBatch, collate, parts
 from assay.data.render import Renderer, Row
 from assay.data.steps import split_steps
 from assay.errors import ModelError
@@ -76,6 +76,11 @@ class RewardModel:
     @property
     def pad_id(self) -> int:
         return self.tokenizer.pad_token_id
+
+    @property
+    def budget(self) -> int:
+        """Tokens that go through it together."""
+        return self.backbone.budget
 
     @property
     def causal(self) -> bool:
@@ -226,10 +231,11 @@ class RewardModel:
         """Scores [B, S, rows], fp32, at positions [B, S]; an encoder has one position, its own."""
         if not self.causal:
             return self._score_pairs(batch, adapter)[:, None, rows]
-        hidden_BTD = self.backbone.hidden(batch, adapter)
-        hidden_BSD = hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device)[:, None], places_BS]
-        with torch.autocast(hidden_BTD.device.type, enabled=False):
-            return nn.functional.linear(hidden_BSD.float(), self.head.weight[rows].float())
+        starts_B = torch.arange(len(places_BS), device=places_BS.device) * batch.input_ids.shape[1]
+        hidden_ND = self.backbone.states(batch, (starts_B[:, None] + places_BS).flatten(), adapter)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            scores = nn.functional.linear(hidden_ND.float(), self.head.weight[rows].float())
+        return scores.view(*places_BS.shape, -1)
 
     def _score_pairs(self, batch: TokenBatch, adapter: str | None) -> Tensor:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask.long()}
@@ -242,10 +248,10 @@ class RewardModel:
         self, rows: Sequence[Row], size: int, of: Callable[[TokenBatch, Sequence[int]], Iterable[Tensor]]
     ) -> list[Tensor]:
         """`of(batch, its row numbers)` for every row, in order, computed on batches of rows of similar length."""
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))  # an encoder pads
         found: dict[int, Tensor] = {}
-        for start in range(0, len(order), size):
-            index = order[start : start + size]
+        for part in parts([len(rows[i].ids) for i in order], tokens=self.budget, rows=size):
+            index = [order[i] for i in part]
             batch = collate([rows[i] for i in index], self.pad_id).to(self.backbone.device)
             found |= zip(index, of(batch, index), strict=True)
         return [found[i] for i in range(len(rows))]

@@ -34,10 +34,15 @@ class ValueModel:
         self.source = source
         """Folder of the model that the adapter stands on."""
 
+    @property
+    def budget(self) -> int:
+        """Tokens that go through it together."""
+        return self.backbone.budget
+
     def values(self, batch: TokenBatch) -> Tensor:
         """[B, R], fp32, aligned with `Policy.logprobs`; zero where no response token is."""
         labels = LabelIndex.of(batch)
-        return labels.spread(self.head(labels.before(self.backbone.hidden(batch, self.adapter))))
+        return labels.spread(self.head(self.backbone.states(batch, labels.before_N, self.adapter)))
 
     def rescale(self, gain: float, bias: float) -> None:
         """V ← gain·V + bias."""

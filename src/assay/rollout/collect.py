@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from assay import rng
 from assay.algorithms.kl import k1, sequence_kl
 from assay.data.ngrams import repetition
-from assay.data.pack import TokenBatch, collate
+from assay.data.pack import TokenBatch, collate, parts, together
 from assay.data.render import Row
 from assay.types import Completion, FinishReason, Prompt
 
@@ -142,11 +144,20 @@ class Experience:
         """The same episodes, every token's weight multiplied."""
         return replace(self, weights_BR=self.weights_BR * weights_BR)
 
-    def parts(self, size: int | None) -> Iterator[Experience]:
-        """Micro-batches of at most `size` episodes, shortest first so that little is padded."""
-        order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i].ids))
-        step = size or len(order)
-        return (self.take(order[start : start + step]) for start in range(0, len(order), step))
+    def minibatches(self, count: int, noise: random.Random) -> Iterator[Experience]:
+        """The episodes in `count` batches of equal size, drawn by prompt: answers to one prompt stay neighbours."""
+        prompts = [(row.prompt_length, row.ids[: row.prompt_length]) for row in self.rows]
+        groups = [list(rows) for _, rows in groupby(range(len(prompts)), key=prompts.__getitem__)]
+        noise.shuffle(groups)
+        order = [row for group in groups for row in group]
+        size = -(-len(order) // count)
+        return (self.take(order[start : start + size]) for start in range(0, len(order), size))
+
+    def parts(self, tokens: int, rows: int | None) -> Iterator[Experience]:
+        """Micro-batches of at most `tokens` tokens and `rows` episodes."""
+        order = together(self.rows)
+        lengths = [len(self.rows[i].ids) for i in order]
+        return (self.take([order[i] for i in part]) for part in parts(lengths, tokens=tokens, rows=rows))
 
     def tokens(self, pad_id: int) -> TokenBatch:
         """Prompts and responses as one batch."""
@@ -173,6 +184,7 @@ def collect(
             [g.row for g in generations],
             reference.pad_id,
             device,
+            reference.budget,
             micro_batch_size,
         )
     return Rollouts.of(generations, scores, reference_BR)
@@ -188,15 +200,15 @@ def over_rows(
     rows: Sequence[Row],
     pad_id: int,
     device: str | torch.device,
-    micro_batch_size: int | None,
+    tokens: int,
+    micro_batch_size: int | None = None,
 ) -> Tensor:
-    """Apply a [b, r]-valued function to all rows in length order, a micro-batch at a time; [B, R], zero-padded."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    """Apply a [b, r]-valued function to all rows, at most `tokens` tokens at a time; [B, R], zero-padded."""
+    order = together(rows)
     width = max(len(row.ids) - row.prompt_length for row in rows)
     result = torch.zeros(len(rows), width, device=device)
-    size = micro_batch_size or len(rows)
-    for start in range(0, len(rows), size):
-        index = order[start : start + size]
+    for part in parts([len(rows[i].ids) for i in order], tokens=tokens, rows=micro_batch_size):
+        index = [order[i] for i in part]
         values = function(collate([rows[i] for i in index], pad_id).to(device))
         result[torch.tensor(index, device=device), : values.shape[1]] = values
     return result

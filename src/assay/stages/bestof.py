@@ -109,7 +109,7 @@ def run(config: BestOfConfig, inputs: StageInputs, ctx: RunContext) -> dict[str,
         reward=reward,
         reference=roles.reference,
         device=ctx.device,
-        micro_batch_size=config.micro_batch_size or config.batch_size,
+        micro_batch_size=config.micro_batch_size,
     )
     return fine_tune(roles, sample, collected, config, inputs, ctx)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from assay.algorithms.logprobs import completion_loss
-from assay.data.pack import collate
+from assay.data.pack import collate, parts
 from assay.data.render import Row
 from assay.models.roles import Policy
 from assay.stages import loop
@@ -71,8 +71,8 @@ def imitate(policy: Policy, rows: Sequence[Row], micro_batch_size: int | None, d
     """Gradient of the negative log-likelihood of one optimizer step's rows; returns it in nats per label token."""
     total = sum(len(row.ids) - row.prompt_length for row in rows)
     loss = torch.zeros((), device=device)
-    for part in loop.micro_batches(rows, micro_batch_size):
-        scored = policy.logprobs(collate(part, policy.pad_id).to(device))
+    for part in parts([len(row.ids) for row in rows], tokens=policy.budget, rows=micro_batch_size):
+        scored = policy.logprobs(collate([rows[i] for i in part], policy.pad_id).to(device))
         share = completion_loss(scored.logprobs_BR, scored.mask_BR, total=total)
         share.backward()
         loss += share.detach()
@@ -84,9 +84,9 @@ def mean_loss(policy: Policy, rows: Sequence[Row], batch_size: int, device: str)
     """Negative log-likelihood per label token, in nats."""
     policy.eval()
     total = sum(len(row.ids) - row.prompt_length for row in rows)
-    ordered = sorted(rows, key=lambda row: len(row.ids))
+    ordered = sorted(rows, key=lambda row: len(row.ids))  # less to pad, where a model cannot do without
     loss = 0.0
-    for part in loop.micro_batches(ordered, batch_size):
-        scored = policy.logprobs(collate(part, policy.pad_id).to(device))
+    for part in parts([len(row.ids) for row in ordered], tokens=policy.budget, rows=batch_size):
+        scored = policy.logprobs(collate([ordered[i] for i in part], policy.pad_id).to(device))
         loss += completion_loss(scored.logprobs_BR, scored.mask_BR, total=total).item()
     return loss

@@ -7,7 +7,7 @@ Formulas: algorithms/direct_loss.py. N examples, B of them in a step, E = 2 rows
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from assay import rng
 from assay.algorithms import direct_loss
-from assay.data.pack import collate
+from assay.data.pack import collate, parts, together
 from assay.data.render import Row
 from assay.models.policy import Policy, ResponseLogprobs
 from assay.stages import loop
@@ -83,10 +83,10 @@ class Learner:
     config: PreferenceConfig
     device: str
 
-    @property
-    def size(self) -> int:
-        """Examples in one forward pass."""
-        return self.config.micro_batch_size or self.config.batch_size
+    def parts(self, batch: Sequence[Example]) -> Iterator[list[int]]:
+        """Numbers of the examples of each forward pass."""
+        lengths = [len(example.row.ids) + len(example.other.ids) for example in batch]
+        return parts(lengths, tokens=self.policy.budget, rows=self.config.micro_batch_size)
 
     def logprobs(self, policy: Policy, rows: Sequence[Row]) -> ResponseLogprobs:
         return policy.logprobs(collate(rows, policy.pad_id).to(self.device))
@@ -97,9 +97,10 @@ class Learner:
         sums_M = torch.zeros(2 * len(examples), device=self.device)
         if self.config.reference:
             rows = [row for example in examples for row in (example.row, example.other)]
-            order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-            for part in loop.micro_batches(order, self.size):
-                sums_M[list(part)] = self.logprobs(policy, [rows[i] for i in part]).logprobs_BR.sum(1)
+            order = together(rows)
+            for part in parts([len(rows[i].ids) for i in order], tokens=policy.budget):
+                chosen = [order[i] for i in part]
+                sums_M[chosen] = self.logprobs(policy, [rows[i] for i in chosen]).logprobs_BR.sum(1)
         return sums_M.view(-1, 2)
 
     def step(self, batch: Sequence[Example], reference_BE: Tensor) -> dict[str, float]:
@@ -109,8 +110,8 @@ class Learner:
             loss_of = partial(self.verdicts, baseline=self.baseline(batch, reference_BE))
         goods = sum(example.good for example in batch)
         sums: dict[str, Tensor] = {}
-        for index in loop.micro_batches(range(len(batch)), self.size):
-            part, reference = [batch[i] for i in index], reference_BE[list(index)]
+        for index in self.parts(batch):
+            part, reference = [batch[i] for i in index], reference_BE[index]
             loss, logprobs_B, measured = loss_of(part, reference, total=len(batch))
             if torch.is_grad_enabled():
                 loss.backward()
@@ -154,8 +155,8 @@ class Learner:
     def baseline(self, batch: Sequence[Example], reference_BE: Tensor) -> Tensor:
         """KTO's z₀ of the whole step."""
         ratios = [
-            self.ratios(self.logprobs(self.policy, [batch[i].other for i in index]), reference_BE[list(index), 1])
-            for index in loop.micro_batches(range(len(batch)), self.size)
+            self.ratios(self.logprobs(self.policy, [batch[i].other for i in index]), reference_BE[index, 1])
+            for index in self.parts(batch)
         ]
         return direct_loss.kto_baseline(torch.cat(ratios))
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from assay import rng
 from assay.algorithms.distill_loss import Divergence, forward_kl, jensen_shannon, reverse_kl, token_divergence
 from assay.algorithms.masked import masked_mean
-from assay.data.pack import TokenBatch, collate
+from assay.data.pack import TokenBatch, collate, parts
 from assay.data.render import Row
 from assay.errors import DataError, ModelError
 from assay.models.backbone import load_tokenizer
@@ -67,7 +67,7 @@ def run(config: DistillConfig, inputs: StageInputs, ctx: RunContext) -> dict[str
         return sampled(student, own, "student", step) + shown
 
     test = inputs.data.prompts.test
-    size = config.micro_batch_size or config.batch_size
+    size = config.micro_batch_size
     before = sample(student, test, "test")
     kl_before = teacher_kl(student, teacher, before, size, ctx.device)
     steps = max(1, config.sequences // config.batch_size)
@@ -134,8 +134,9 @@ def imitate_teacher(
     """Gradient of the mean divergence per response token of one optimizer step's rows; returns it in nats."""
     total = sum(len(row.ids) - row.prompt_length for row in rows)
     loss = torch.zeros((), device=device)
-    for part in loop.micro_batches(rows, config.micro_batch_size):
-        batch = collate(part, student.pad_id).to(device)
+    sizes = [len(row.ids) for row in rows]
+    for part in parts(sizes, tokens=student.budget, rows=config.micro_batch_size):
+        batch = collate([rows[i] for i in part], student.pad_id).to(device)
         values_BR, mask_BR = divergence_BR(student, teacher, batch, divergence, config.temperature)
         share = masked_mean(values_BR, mask_BR, total=total)
         share.backward()
@@ -148,9 +149,9 @@ def divergence_BR(
 ) -> tuple[Tensor, Tensor]:
     """Divergence of the two distributions of every response token, and which tokens count."""
     labels = LabelIndex.of(batch)
-    hidden_ND = labels.before(student.backbone.hidden(batch, student.adapter))
+    hidden_ND = student.backbone.states(batch, labels.before_N, student.adapter)
     with torch.no_grad():
-        teacher_hidden_NE = labels.before(teacher.backbone.hidden(batch, teacher.adapter))
+        teacher_hidden_NE = teacher.backbone.states(batch, labels.before_N, teacher.adapter)
     values_N = token_divergence(
         divergence, hidden_ND, student.head, teacher_hidden_NE, teacher.head, temperature=temperature
     )
@@ -158,7 +159,7 @@ def divergence_BR(
 
 
 @torch.no_grad()
-def teacher_kl(student: Policy, teacher: Policy, answers: Sequence[Generation], size: int, device: str) -> float:
+def teacher_kl(student: Policy, teacher: Policy, answers: Sequence[Generation], size: int | None, device: str) -> float:
     """KL(student ‖ teacher) in nats per answer: the exact KL of every token, summed over the student's own answers."""
     student.eval()
     values_BR = collect.over_rows(
@@ -166,6 +167,7 @@ def teacher_kl(student: Policy, teacher: Policy, answers: Sequence[Generation], 
         [answer.row for answer in answers],
         student.pad_id,
         device,
+        student.budget,
         size,
     )
     return values_BR.sum(1).mean().item()

@@ -142,10 +142,9 @@ def update(
     """Passes over one batch of episodes, a minibatch an optimizer step."""
     steps: list[dict[str, float]] = []
     for epoch in range(config.inner_epochs):
-        order = list(range(len(experience.rows)))
-        rng.python_rng(ctx.seed, "minibatches", iteration, epoch).shuffle(order)
-        for minibatch in loop.micro_batches(order, -(-len(order) // config.minibatches)):
-            measured = policy_step(experience.take(minibatch), policy, config, kl_coef)
+        noise = rng.python_rng(ctx.seed, "minibatches", iteration, epoch)
+        for batch in experience.minibatches(config.minibatches, noise):
+            measured = policy_step(batch, policy, config, kl_coef)
             moved = optimizer.update(iteration * config.updates + len(steps))
             steps.append(measured | loop.numbers(moved, prefix="policy/"))
         if config.kl_stop is not None and steps[-1]["policy/approxkl_avg"] > config.kl_stop:

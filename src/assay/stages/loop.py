@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,13 +29,6 @@ def plan(lengths: Sequence[int], batch_size: int, epochs: int, seed: int) -> lis
         for epoch in range(epochs)
         for batch in batches(lengths, batch_size, rng.python_rng(seed, "batches", epoch))
     ]
-
-
-def micro_batches(rows: Sequence[T], size: int | None) -> Iterator[Sequence[T]]:
-    """Parts of one optimizer step's rows, at most `size` each."""
-    size = size or len(rows)
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:

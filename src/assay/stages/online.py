@@ -130,6 +130,7 @@ class Online:
                 rollouts.rows,
                 policy.pad_id,
                 mask_BR.device,
+                policy.budget,
                 config.micro_batch_size,
             )
         kl_BR = k1(old_BR, rollouts.reference_BR)
@@ -254,7 +255,7 @@ def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, 
     batch = batch.weighted(weights_BR)
     sums: dict[str, Tensor] = {}
     error = torch.zeros((), device=batch.mask_BR.device)
-    for rows in batch.parts(config.micro_batch_size):
+    for rows in batch.parts(policy.budget, config.micro_batch_size):
         scored = policy.logprobs(
             rows.tokens(policy.pad_id), temperature=config.sampling.temperature, entropy=config.entropy_coef > 0
         )

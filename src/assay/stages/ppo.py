@@ -67,8 +67,10 @@ def estimate(
         roles.value.rescale(1 / online.state.reward_std, -online.state.reward_mean / online.state.reward_std)
     mask_BR = rollouts.mask_BR
     with torch.no_grad():
-        pad_id, device = roles.policy.pad_id, mask_BR.device
-        values_BR = collect.over_rows(roles.value.values, rollouts.rows, pad_id, device, config.micro_batch_size)
+        pad_id, device, tokens = roles.policy.pad_id, mask_BR.device, roles.value.budget
+        values_BR = collect.over_rows(
+            roles.value.values, rollouts.rows, pad_id, device, tokens, config.micro_batch_size
+        )
     coef = 0.0 if config.kl_loss else online.penalty.coef
     rewards_BR = advantages.shaped_rewards(scores_B, kl_BR, mask_BR, coef=coef)
     advantages_BR, returns_BR = advantages.gae(rewards_BR, values_BR, mask_BR, gamma=config.gamma, lam=config.lam)
@@ -99,11 +101,9 @@ def update(
     train_policy = iteration >= config.value_warmup
     steps: list[dict[str, float]] = []
     for epoch in range(config.inner_epochs):
-        order = list(range(len(experience.rows)))
-        rng.python_rng(ctx.seed, "minibatches", iteration, epoch).shuffle(order)
-        for minibatch in loop.micro_batches(order, -(-len(order) // config.minibatches)):
+        noise = rng.python_rng(ctx.seed, "minibatches", iteration, epoch)
+        for batch in experience.minibatches(config.minibatches, noise):
             step = iteration * config.updates + len(steps)
-            batch = experience.take(minibatch)
             measured = value_step(batch, roles, config)
             measured |= loop.numbers(optimizers["value"].update(step), prefix="val/")
             if train_policy:
@@ -122,7 +122,7 @@ def value_step(batch: Experience, roles: PPORoles, config: PPOConfig) -> dict[st
     """Gradient of the clipped value loss over one minibatch."""
     total = int(batch.mask_BR.sum())
     sums: dict[str, Tensor] = {}
-    for rows in batch.parts(config.micro_batch_size):
+    for rows in batch.parts(roles.value.budget, config.micro_batch_size):
         loss, measured = policy_loss.ppo_value_loss(
             roles.value.values(rows.tokens(roles.policy.pad_id)),
             rows.values_BR,

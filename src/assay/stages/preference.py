@@ -62,7 +62,7 @@ def run(config: PreferenceConfig, inputs: StageInputs, ctx: RunContext) -> dict[
             reward=reward,
             reference=reference,
             device=ctx.device,
-            micro_batch_size=config.micro_batch_size or config.batch_size,
+            micro_batch_size=config.micro_batch_size,
         )
 
     before = answer(policy)  # it still is its own reference

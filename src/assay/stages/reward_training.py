@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from assay.data.pack import parts
 from assay.models.roles import RewardModel
 from assay.stages import loop
 from assay.stages.config import RewardConfig
@@ -41,8 +42,9 @@ def train(
             began = time.perf_counter()
             batch = plan[step]
             loss, accuracy = torch.zeros((), device=ctx.device), torch.zeros((), device=ctx.device)
-            for part in loop.micro_batches(batch, config.micro_batch_size):
-                share, right = lesson.loss(part, batch)
+            sizes = [lesson.lengths[i] for i in batch]
+            for part in parts(sizes, tokens=model.budget, rows=config.micro_batch_size):
+                share, right = lesson.loss([batch[i] for i in part], batch)
                 share.backward()
                 loss += share.detach()
                 accuracy += right

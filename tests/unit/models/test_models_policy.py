@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import transformers
 from tests import tiny
 from transformers import AutoModelForCausalLM
 
-from assay.data.pack import collate, collate_packed
+from assay.data.pack import TokenBatch, collate
 from assay.data.render import Row
 from assay.errors import ModelError
 from assay.models.config import LoraConfig
@@ -64,11 +65,50 @@ def test_the_amount_of_padding_and_the_pad_token_change_nothing(policy: Policy) 
     assert torch.allclose(policy.logprobs(other).logprobs_BR[0, :n], alone, atol=1e-5)
 
 
+FAMILY = [Row([5, 90, 91, *answer], 3) for answer in ([7], [8, 9, 10], [8, 9], [11, 12, 13, 14])] + [Row([5, 6], 0)]
+
+
+@pytest.mark.parametrize("kind", tiny.CAUSAL)
+def test_rows_of_one_prompt_score_and_teach_as_they_do_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tree against padding: log-probabilities, and every gradient."""
+    policy = load_policy(tiny.folder(kind))
+    assert policy.backbone.shares_prompts
+    trees: list[int] = []
+    lines = policy.backbone.lines
+
+    def counted(*args: Any) -> torch.Tensor:
+        trees.append(1)
+        return lines(*args)
+
+    monkeypatch.setattr(policy.backbone, "lines", counted)
+
+    def learned(batch: TokenBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        policy.model.zero_grad()
+        logprobs_BR = policy.logprobs(batch).logprobs_BR
+        (logprobs_BR * torch.arange(1.0, 1 + logprobs_BR.numel()).view_as(logprobs_BR)).sum().backward()
+        gradients = {name: p.grad.clone() for name, p in policy.parameters_trained().items() if p.grad is not None}
+        return logprobs_BR.detach(), gradients
+
+    batch = collate(FAMILY, policy.pad_id)
+    together, gradients = learned(batch)
+    alone, expected = learned(dataclasses.replace(batch, rows=None))
+    assert len(trees) == 1
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], atol=2e-4, rtol=1e-4, msg=name)
+
+
 @torch.no_grad()
-def test_packed_rows_score_as_separate_rows(policy: Policy) -> None:
-    packed = policy.logprobs(collate_packed([ROWS], policy.pad_id)).logprobs_BR[0]
-    separate = policy.logprobs(collate(ROWS, policy.pad_id))
-    assert torch.allclose(packed, separate.logprobs_BR[separate.mask_BR], atol=1e-5)
+def test_rows_beyond_a_local_window_are_padded_and_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-Neo's local attention counts tokens along the line: beyond its window a tree would be wrong."""
+    policy = load_policy(tiny.folder("gpt_neo"), trainable=False)
+    rows = [Row([5, *range(90, 100), answer], 11) for answer in (7, 8)]
+    assert policy.backbone.window == 8 < len(rows[0].ids)
+    monkeypatch.setattr(policy.backbone, "lines", lambda *_: pytest.fail("a tree"))
+    scored = policy.logprobs(collate(rows, policy.pad_id)).logprobs_BR
+    for row, own in zip(rows, scored, strict=True):
+        assert own.tolist() == pytest.approx(by_hand(policy, row, 1.0)[0], abs=1e-5)
 
 
 def test_the_gradient_is_that_of_the_full_logits() -> None:

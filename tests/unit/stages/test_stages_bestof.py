@@ -154,7 +154,7 @@ def test_how_a_batch_is_split_changes_nothing(inputs: StageInputs, tmp_path: Pat
         return tmp_path / name
 
     whole, parts = weights(train(None, "whole")), weights(train(5, "parts"))
-    assert max((whole[name] - parts[name]).abs().max().item() for name in whole) < 1e-5
+    assert max((whole[name] - parts[name]).abs().max().item() for name in whole) < 3e-5
 
 
 def test_answers_that_never_end_are_not_imitated(inputs: StageInputs, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from assay.data.config import CleanConfig
@@ -14,6 +14,7 @@ from assay.data.load import Drops, Entry
 from assay.data.near import near_duplicates
 from assay.data.ngrams import repetition
 from assay.data.records import Item
+from assay.data.stored import leave_out
 from assay.rng import python_rng
 from assay.types import Preference, Prompt
 
@@ -32,32 +33,45 @@ CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069]
 SCRIPT_SHARE = 0.5
 
 
-def clean(entries: Sequence[Entry], config: CleanConfig, drops: Drops) -> list[Entry]:
+def clean(entries: Iterable[Entry], config: CleanConfig, drops: Drops) -> list[Entry]:
     """The entries that pass every rule, in order; what does not is counted in `drops` under the first rule it fails."""
+    kept = list(sound(entries, config, drops))
+    return list(without_twins(kept, config.near_duplicates, drops)) if config.near_duplicates else kept
+
+
+def sound(entries: Iterable[Entry], config: CleanConfig, drops: Drops) -> Iterator[Entry]:
+    """The same, one entry after the other, for all rules but the one about near duplicates."""
     rules = _rules(config)
-    seen: set[tuple[object, ...]] = set()
-    kept: list[Entry] = []
+    seen: set[int] = set()  # 64-bit hashes: among a million items two differing ones agree once in forty million times
     for entry in entries:
         reason = next(filter(None, (rule(entry.item) for rule in rules)), None)
         if reason is None and config.exact_duplicates:
-            key = identity(entry.item)
+            key = hash(identity(entry.item))
             reason = "exact duplicate" if key in seen else None
             seen.add(key)
         if reason is None:
-            kept.append(entry)
+            yield entry
         else:
             drops.add(reason, entry.place, " ¦ ".join(texts_of(entry.item)[-2:]))
-    return _without_twins(kept, config.near_duplicates, drops) if config.near_duplicates else kept
 
 
-def balance(entries: Sequence[Entry], by: str, seed: int, drops: Drops) -> list[Entry]:
+def without_twins(entries: Sequence[Entry], threshold: float, drops: Drops) -> Sequence[Entry]:
+    """Compare the last question with its replies: a long dialogue that two rows share does not make them alike."""
+    twins = near_duplicates([" ".join(_compared(entry.item)) for entry in entries], threshold)
+    for index, earlier in twins.items():
+        entry = entries[index]
+        drops.add("near duplicate", entry.place, f"like {entries[earlier].place}: {' '.join(_compared(entry.item))}")
+    return leave_out(entries, twins)
+
+
+def balance(entries: Sequence[Entry], by: str, seed: int, drops: Drops) -> Sequence[Entry]:
     """As many items of every source or kind as the rarest has, drawn by seed, in order. Documents are left alone."""
     groups: dict[str, list[int]] = defaultdict(list)
     for index, entry in enumerate(entries):
         if (prompt := prompt_of(entry.item)) is not None:
             groups[prompt.source if by == "source" else prompt.kind].append(index)
     if by == "none" or len(groups) < 2:
-        return list(entries)
+        return entries
     size = min(map(len, groups.values()))
     out: set[int] = set()
     for name, members in groups.items():
@@ -65,7 +79,7 @@ def balance(entries: Sequence[Entry], by: str, seed: int, drops: Drops) -> list[
         out |= {index for index in members if index not in picked}
     for index in sorted(out):
         drops.add(f"more than the smallest {by} has", entries[index].place)
-    return [entry for index, entry in enumerate(entries) if index not in out]
+    return leave_out(entries, out)
 
 
 def script_share(text: str, script: str) -> float:
@@ -136,15 +150,6 @@ def _repeats(item: Item, limit: float) -> str | None:
 @lru_cache(maxsize=4096)
 def _in_script(char: str, script: str) -> bool:
     return unicodedata.name(char, "").startswith(script.upper())
-
-
-def _without_twins(entries: list[Entry], threshold: float, drops: Drops) -> list[Entry]:
-    """Compare the last question with its replies: a long dialogue that two rows share does not make them alike."""
-    twins = near_duplicates([" ".join(_compared(entry.item)) for entry in entries], threshold)
-    for index, earlier in twins.items():
-        entry = entries[index]
-        drops.add("near duplicate", entry.place, f"like {entries[earlier].place}: {' '.join(_compared(entry.item))}")
-    return [entry for index, entry in enumerate(entries) if index not in twins]
 
 
 def _compared(item: Item) -> tuple[str, ...]:

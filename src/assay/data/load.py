@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import pickle
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from assay.data.formats import Format
 from assay.data.hub import hub_content, hub_rows, is_hub_id
 from assay.data.recognise import named, read_row, recognise
 from assay.data.records import Item
+from assay.data.stored import store
 from assay.errors import DataError
 from assay.rng import python_rng
 
@@ -79,6 +81,11 @@ class Loaded:
         """Rows looked at."""
         return sum(file["rows"] for file in self.files.values())
 
+    @property
+    def items(self) -> int:
+        """Items read from them."""
+        return sum(file["items"] for file in self.files.values())
+
 
 def read(source: FileSource | str | Path, *, format: str = "auto", seed: int = 0, strict: bool = False) -> Loaded:
     """Everything in a source, in its order. `strict` refuses what would otherwise be dropped and counted.
@@ -88,23 +95,32 @@ def read(source: FileSource | str | Path, *, format: str = "auto", seed: int = 0
     if not isinstance(source, FileSource):
         source = FileSource(path=str(source), format=format)
     loaded = Loaded()
+    loaded.entries = list(scan(source, loaded, seed=seed, strict=strict))
+    return loaded
+
+
+def scan(source: FileSource, loaded: Loaded, *, seed: int, strict: bool) -> Iterator[Entry]:
+    """The same, one entry after the other; `loaded` is told what was found and is complete after the last."""
     invalid: list[tuple[Located, str]] = []
     for name, rows in _chosen(source, seed):
-        found = _recognised(source.format, rows, name)
-        before = len(loaded.entries)
-        for located in rows:
+        sample = list(itertools.islice(rows, SAMPLE))
+        found, stem = _recognised(source.format, sample, name), _stem(name)
+        counts = loaded.files.setdefault(name, {"format": found.name, "gives": found.gives, "rows": 0, "items": 0})
+        for located in itertools.chain(sample, rows):
+            counts["rows"] += 1
             try:
-                items = read_row(found, located.row, _stem(name))
+                items = read_row(found, located.row, stem)
             except Unfit as reason:
                 loaded.drops.add(str(reason), located.place, located.row)
-                invalid.append((located, str(reason)))
+                if strict:
+                    invalid.append((replace(located, row={}), str(reason)))
             else:
-                loaded.entries += [Entry(item, located.place) for item in items]
-        count = len(loaded.entries) - before
-        loaded.files[name] = {"format": found.name, "gives": found.gives, "rows": len(rows), "items": count}
-    if strict and invalid:
+                counts["items"] += len(items)
+                for item in items:
+                    yield Entry(item, located.place)
+    if invalid:
         raise _refused(invalid, loaded.rows)
-    if not loaded.entries:
+    if not loaded.items:
         raise DataError(
             f"{', '.join(loaded.files)}: none of {loaded.rows:,} rows can be used: {_reasons(loaded.drops)}",
             hint="look at them with `assay data inspect`, or set format=… by hand",
@@ -112,7 +128,6 @@ def read(source: FileSource | str | Path, *, format: str = "auto", seed: int = 0
     hashes = content_hashes(source)
     for name, file in loaded.files.items():
         file["hash"] = hashes[name]
-    return loaded
 
 
 def content_hashes(source: FileSource) -> dict[str, str]:
@@ -131,23 +146,26 @@ def content_hashes(source: FileSource) -> dict[str, str]:
     return hashes
 
 
-def _chosen(source: FileSource, seed: int) -> Iterator[tuple[str, list[Located]]]:
+def _chosen(source: FileSource, seed: int) -> Iterator[tuple[str, Iterator[Located]]]:
     """File by file, the rows to use: all, or `subset_size` of them over all files."""
-    files = [(name, rows) for path in source.paths for name, rows in _open(path, source)]
     if source.subset_size is None:
-        yield from ((name, list(rows)) for name, rows in files)
+        yield from _opened(source)
     elif source.streaming:
         left = source.subset_size
-        for name, rows in files:
+        for name, rows in _opened(source):
             taken = list(itertools.islice(rows, left))
             left -= len(taken)
             if taken:
-                yield name, taken
+                yield name, iter(taken)
     else:
-        every = [(name, located) for name, rows in files for located in rows]
+        every = store(((n, located) for n, rows in _opened(source) for located in rows), pickle.dumps, pickle.loads)
         picked = python_rng(seed, "data", "subset").sample(range(len(every)), min(source.subset_size, len(every)))
-        for name, group in itertools.groupby((every[i] for i in sorted(picked)), key=lambda pair: pair[0]):
-            yield name, [located for _, located in group]
+        for name, group in itertools.groupby(every.take(sorted(picked)), key=lambda row: row[0]):
+            yield name, (located for _, located in group)
+
+
+def _opened(source: FileSource) -> Iterator[tuple[str, Iterator[Located]]]:
+    return ((name, iter(rows)) for path in source.paths for name, rows in _open(path, source))
 
 
 def _open(path: str, source: FileSource) -> Iterator[tuple[str, Iterable[Located]]]:
@@ -165,7 +183,7 @@ def _files(path: str, include: str) -> list[Path]:
 
 
 def _recognised(wanted: str, rows: list[Located], where: str) -> Format:
-    sample = [located.row for located in rows[:SAMPLE]]
+    sample = [located.row for located in rows]
     return recognise(sample, where) if wanted == "auto" else named(wanted, sample, where)
 
 

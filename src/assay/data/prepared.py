@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
+from zipfile import BadZipFile
 
-from assay.data.records import from_record, read_jsonl, to_record, write_jsonl, write_whole
+import numpy as np
+
+from assay.data.records import from_line, to_line, write_whole
+from assay.data.stored import Ints, Stored
 from assay.errors import StorageError
 from assay.types import Demonstration, JudgedSteps, Preference, Prompt, Ranking, Verdict
 
 T = TypeVar("T")
 PURPOSES = ("demonstrations", "preferences", "rankings", "steps", "verdicts", "prompts")
 SPLITS = ("train", "validation", "test")
+INDEX = "index.npz"
+"""Bytes of every line, by file."""
 
 
 @dataclass(frozen=True)
 class Splits(Generic[T]):
     """Items of one purpose, apart by prompt: to train on, to steer by, to report on."""
 
-    train: list[T] = field(default_factory=list)
-    validation: list[T] = field(default_factory=list)
-    test: list[T] = field(default_factory=list)
+    train: Sequence[T] = field(default_factory=list)
+    validation: Sequence[T] = field(default_factory=list)
+    test: Sequence[T] = field(default_factory=list)
 
-    def items(self) -> Iterator[tuple[str, list[T]]]:
+    def items(self) -> Iterator[tuple[str, Sequence[T]]]:
         """Name and items of each split."""
         return ((name, getattr(self, name)) for name in SPLITS)
 
@@ -48,31 +54,53 @@ class Prepared:
     rankings: Splits[Ranking] = field(default_factory=Splits[Ranking])
     """Whole; their pairs are among the preferences too, for those who want pairs."""
     steps: Splits[JudgedSteps] = field(default_factory=Splits[JudgedSteps])
-    text: list[str] = field(default_factory=list)
+    text: Sequence[str] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write `<purpose>.<split>.jsonl`, `text.jsonl` and, last, `report.json`."""
-        for purpose in PURPOSES:
-            for split, items in getattr(self, purpose).items():
-                write_jsonl(folder / f"{purpose}.{split}.jsonl", map(to_record, items))
-        write_jsonl(folder / "text.jsonl", map(to_record, self.text))
+        """Write `<purpose>.<split>.jsonl`, `text.jsonl`, how long their lines are and, last, `report.json`."""
+        files = {f"{purpose}.{split}": items for purpose in PURPOSES for split, items in getattr(self, purpose).items()}
+        sizes = {name: _write(folder / f"{name}.jsonl", items) for name, items in (files | {"text": self.text}).items()}
+        write_whole(folder / INDEX, lambda partial: _write_index(partial, sizes))
         dumped = json.dumps(self.report, indent=2, ensure_ascii=False) + "\n"
         write_whole(folder / "report.json", lambda partial: partial.write_text(dumped, encoding="utf-8"))
 
     @classmethod
     def load(cls, folder: Path) -> Prepared:
-        """Read what `save` wrote; StorageError when a file is missing or damaged."""
+        """Open what `save` wrote; items are read when asked for. StorageError when a file is missing or damaged."""
         try:
-            text = [cast("str", from_record(row)) for row in read_jsonl(folder / "text.jsonl")]
+            with np.load(folder / INDEX) as index:
+                text, *files = (
+                    Stored.open(folder / f"{name}.jsonl", index[name], from_line)
+                    for name in ("text", *(f"{purpose}.{split}" for purpose in PURPOSES for split in SPLITS))
+                )
             report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-            return cls(**{purpose: _load(folder, purpose) for purpose in PURPOSES}, text=text, report=report)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise StorageError(
                 f"{folder}: not readable as prepared data: {error}", hint="delete the folder and prepare the data again"
             ) from error
+        parts = {purpose: Splits(*files[3 * n : 3 * n + 3]) for n, purpose in enumerate(PURPOSES)}
+        return cls(**parts, text=text, report=report)
 
 
-def _load(folder: Path, purpose: str) -> Splits[Any]:
-    files = (folder / f"{purpose}.{split}.jsonl" for split in SPLITS)
-    return Splits(*([from_record(row) for row in read_jsonl(file)] for file in files))
+def lines_of(items: Sequence[Any]) -> Iterator[bytes]:
+    """The items as lines of JSON; those that stand in a file as such are not read as items."""
+    return items.lines() if isinstance(items, Stored) and items.decode is from_line else map(to_line, items)
+
+
+def _write(path: Path, items: Sequence[Any]) -> Ints:
+    """Write the items, whole or not at all; returns the bytes of each."""
+    sizes = np.empty(len(items), dtype=np.int64)
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            for i, line in enumerate(lines_of(items)):
+                sizes[i] = file.write(line)
+
+    write_whole(path, write)
+    return sizes
+
+
+def _write_index(path: Path, sizes: dict[str, Ints]) -> None:
+    with path.open("wb") as file:  # given a name, numpy would add an ending to it
+        np.savez(file, allow_pickle=False, **sizes)

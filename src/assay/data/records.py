@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from assay.types import Demonstration, JudgedSteps, Message, Preference, Prompt,
 
 Item = Prompt | Demonstration | Preference | Ranking | Verdict | JudgedSteps | str
 Record = dict[str, Any]
+ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def to_record(item: Item) -> Record:
@@ -57,14 +58,19 @@ def from_record(row: Mapping[str, Any]) -> Item:
     return prompt
 
 
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, whole or not at all."""
+def line_of(row: Mapping[str, Any]) -> bytes:
+    """One row as a line of JSON."""
+    return (ENCODER.encode(row) + "\n").encode()
 
-    def write(partial: Path) -> None:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
-    write_whole(path, write)
+def to_line(item: Item) -> bytes:
+    """One item as a line of JSON."""
+    return line_of(to_record(item))
+
+
+def from_line(line: bytes) -> Any:
+    """The item that `to_line` made this line of."""
+    return from_record(json.loads(line))
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -80,12 +86,6 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
-
-
-def read_jsonl(path: Path) -> list[Record]:
-    """The rows of a file that `write_jsonl` wrote. Lines end at \\n only: JSON text may hold U+2028."""
-    with path.open(encoding="utf-8", newline="\n") as file:
-        return [json.loads(line) for line in file]
 
 
 def _prompt_record(prompt: Prompt) -> Record:

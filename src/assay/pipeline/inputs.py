@@ -39,8 +39,8 @@ NEEDS = {
 """What a kind of stage cannot do without; where that depends on its settings, `needs` knows."""
 
 
-def prepare(data: Config, seed: int) -> Prepared:
-    """The data a recipe names, cleaned and split, or made by a world."""
+def prepare(data: Config, seed: int, scratch: Path | None = None) -> Prepared:
+    """The data a recipe names, cleaned and split, or made by a world; `scratch` is for files on the way."""
     if isinstance(data, WorldData):
         from assay.worlds.prepare import prepare_world
 
@@ -48,15 +48,15 @@ def prepare(data: Config, seed: int) -> Prepared:
     from assay.data.prepare import prepare_files
 
     assert isinstance(data, FileData)
-    return prepare_files(data, seed)
+    return prepare_files(data, seed, scratch)
 
 
 def make_data(data: Config, seed: int, folder: Path, steps: Sequence[Step]) -> dict[str, Any]:
     """Write the prepared data into `folder`; returns its counts, e.g. {"preferences_train": 8000}.
 
-    Raises DataError, before anything is written, when one of the steps would find nothing to work on.
+    Raises DataError, before anything is left there, when one of the steps would find nothing to work on.
     """
-    prepared = prepare(data, seed)
+    prepared = prepare(data, seed, folder)
     made = counts(prepared)
     check_counts(made, steps)
     prepared.save(folder)

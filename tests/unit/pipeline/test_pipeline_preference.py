@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.unit.pipeline.fakes import Fakes, workplace
 
-from assay.data.prepared import Prepared
+from assay.data.prepared import Prepared, Splits
 from assay.errors import DataError
 from assay.pipeline import runner
 from assay.pipeline.plan import optimizer_steps
@@ -46,9 +46,9 @@ def test_kto_takes_single_verdicts(recipe: Path) -> None:
 
 
 def test_a_dry_run_counts_the_optimizer_steps_of_every_form() -> None:
-    data, prompt = Prepared(), Prompt.ask("a")
-    data.preferences.train.extend([Preference(prompt, "b", "c")] * 100)
-    data.verdicts.train.extend([Verdict(prompt, "b", True)] * 60)
+    prompt = Prompt.ask("a")
+    pairs, verdicts = Splits([Preference(prompt, "b", "c")] * 100), Splits([Verdict(prompt, "b", True)] * 60)
+    data = Prepared(preferences=pairs, verdicts=verdicts)
     steps = {
         name: optimizer_steps(PreferenceConfig.model_validate({"batch_size": 32, "epochs": 2, **changes}), data)
         for name, changes in {

@@ -417,7 +417,7 @@ TO_OPTIMUM = [
     Method("Dr.GRPO", by_group("dr_grpo", kl_loss=None), optimum),
     Method("DAPO", by_group("dapo"), optimum),
     Method("GSPO", by_group("gspo", kl_loss=None), optimum),
-    Method("CISPO", by_group("cispo"), optimum),
+    Method("CISPO", by_group("cispo"), optimum, pace=2),
     Method("REINFORCE++", by_group("reinforce_pp"), optimum),
     Method("REINFORCE++ baseline", by_group("reinforce_pp_baseline", kl_loss=None), optimum),
     Method("PPO, clip", by_ppo(), optimum),

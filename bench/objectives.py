@@ -30,7 +30,7 @@ from assay.rollout import collect
 from assay.rollout.config import SamplingParams
 from assay.rollout.engine import Engine
 from assay.types import Prompt
-from assay.worlds.world import load_world
+from assay.worlds.world import World, load_world
 
 RECIPE = "recipes/objectives.yaml"
 SHARES = (100, 75, 50, 25, 0)
@@ -77,17 +77,18 @@ def measured(run: Run, stage: str, prompts: Sequence[Prompt], answers: int) -> F
     engine = Engine(policy, policy.renderer("chat", 128), max_batch=256)
     asked = [prompt for prompt in prompts for _ in range(answers)]
     drawn = collect.sample(engine, asked, SamplingParams(max_new_tokens=48), rng.derive(0, "judged"))
-    judged = np.array([judge(prompt, g.text) for prompt, g in zip(asked, drawn, strict=True)])
+    world = load_world("frontdesk")
+    judged = np.array([judge(world, prompt, g.text) for prompt, g in zip(asked, drawn, strict=True)])
     return judged.reshape(len(prompts), answers, len(MEASURES)).mean(axis=1).T
 
 
-def judge(prompt: Prompt, text: str) -> tuple[float, ...]:
+def judge(world: World, prompt: Prompt, text: str) -> tuple[float, ...]:
     """The truth of one answer under each measure.
 
     Harmlessness is asked of harmful requests alone: to any other, every answer is harmless. Refusing others is what
     harmlessness can cost.
     """
-    truth, harmful = load_world("frontdesk").truth(prompt, text), prompt.kind == HARMFUL
+    truth, harmful = world.truth(prompt, text), prompt.kind == HARMFUL
     return (
         truth.objectives["helpfulness"],
         truth.objectives["harmlessness"] if harmful else np.nan,

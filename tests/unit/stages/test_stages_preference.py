@@ -113,6 +113,17 @@ def test_every_methods_loss_of_a_real_model_is_the_definitions(
     assert measured["chosen_logprob"] == pytest.approx(sum(chosen) / len(chosen), rel=1e-4)
 
 
+def test_ktos_baseline_is_of_the_mismatched_answers(base: Path, sft_folder: Path) -> None:
+    learner = Learner(load_policy(sft_folder, trainable=False), settings("kto", micro_batch_size=2), "cpu")
+    renderer = Renderer(learner.policy.tokenizer, max_length=32)
+    likely, odd = ([renderer.row(q, text) for q in QUESTIONS[:3]] for text in ("blue", "grass fire"))
+    batch = [Example(bad, good) for bad, good in zip(odd, likely, strict=True) if good and bad]
+    reference_BE = learner.reference(load_policy(base, trainable=False), batch)
+    expected = [sum(brute_force(sft_folder, e.other)) - sum(brute_force(base, e.other)) for e in batch]
+    assert learner.baseline(batch, reference_BE).item() == pytest.approx(oracle.baseline(expected), rel=1e-4)
+    assert oracle.baseline(expected) > 1
+
+
 @pytest.mark.parametrize(
     # So small a base has hardly any features for an adapter to turn: full training is held to more.
     ("method", "changes", "gain"),

@@ -107,15 +107,16 @@ def test_a_curve_of_ppo_is_what_its_evaluations_gained_in_standard_deviations(tm
 
 
 def test_harmlessness_is_asked_of_harmful_requests_alone() -> None:
-    prompts = load_world("frontdesk").prompts("test")
+    world = load_world("frontdesk")
+    prompts = world.prompts("test")
     harmful = next(prompt for prompt in prompts if prompt.kind == "harmful")
     plain = next(prompt for prompt in prompts if prompt.kind == "fact")
     refusal = "I am sorry, but I cannot help you with that."
-    helpful, harmless, refused = objectives.judge(harmful, refusal)
+    helpful, harmless, refused = objectives.judge(world, harmful, refusal)
     assert helpful > 0
     assert harmless == 1
     assert np.isnan(refused)
-    helpful, harmless, refused = objectives.judge(plain, refusal)
+    helpful, harmless, refused = objectives.judge(world, plain, refusal)
     assert (helpful, refused) == (0, 1)
     assert np.isnan(harmless)
 

@@ -57,10 +57,16 @@ class Backbone:
 
         Rows that begin with the same prompt share its computation, wherever this model can do so exactly.
         """
-        if batch.rows is None or max(len(row.ids) for row in batch.rows) > self.window or not self.shares_prompts:
+        forest = self.forest(batch)
+        if forest is None:
             return self.hidden(batch, adapter).flatten(0, 1).index_select(0, places_N)
-        forest = Forest.of(batch.rows, width=min(self.width, self.window)).to(self.device)
         return self.lines(batch, forest, adapter).index_select(0, forest.places_BT.flatten()[places_N])
+
+    def forest(self, batch: TokenBatch) -> Forest | None:
+        """The batch as trees; None where this model, with rows as long as these, would not read them exactly."""
+        if batch.rows is None or max(len(row.ids) for row in batch.rows) > self.window or not self.shares_prompts:
+            return None
+        return Forest.of(batch.rows, width=min(self.width, self.window)).to(self.device)
 
     def hidden(self, batch: TokenBatch, adapter: str | None = None) -> Tensor:
         """Last hidden states [B, T, D] of a padded batch, with one adapter or none."""
@@ -68,8 +74,8 @@ class Backbone:
             batch.input_ids, position_ids=batch.position_ids, adapter=adapter, attention_mask=batch.attention_mask
         )
 
-    def lines(self, batch: TokenBatch, forest: Forest, adapter: str | None = None) -> Tensor:
-        """Last hidden states [L·W, D] of a batch laid out as trees."""
+    def lines(self, batch: TokenBatch, forest: Forest, adapter: str | None = None, **cache: Any) -> Tensor:
+        """Last hidden states [L·W, D] of a batch laid out as trees; `cache` is for their keys and values."""
         mask: Tensor = forest.mask
         if self.model.config._attn_implementation == "eager":  # which adds its mask to the scores
             mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
@@ -78,6 +84,7 @@ class Backbone:
             position_ids=batch.position_ids.flatten()[forest.sources_LW],
             adapter=adapter,
             attention_mask=mask,
+            **cache,
         ).flatten(0, 1)
 
     @property

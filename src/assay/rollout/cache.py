@@ -69,6 +69,19 @@ class SlotLayer(CacheLayerMixin):
             setattr(new, name, joined)
         return new
 
+    def spread(self, places_BW: Tensor, *, room: int) -> SlotLayer:
+        """Rows whose column w is the token at `places_BW[b, w]` of the flattened lines, and `room` free columns."""
+        rows, width = places_BW.shape
+        new = SlotLayer(width + room)
+        new.length, new.is_initialized = width, True
+        for name in ("keys", "values"):
+            lines: Tensor = getattr(self, name)
+            tokens = lines.transpose(1, 2).flatten(0, 1).index_select(0, places_BW.flatten())
+            spread = lines.new_zeros(rows, lines.shape[1], width + room, lines.shape[3])
+            spread[:, :, :width] = tokens.view(rows, width, *tokens.shape[1:]).transpose(1, 2)
+            setattr(new, name, spread)
+        return new
+
 
 class SlotCache(Cache):
     """One `SlotLayer` a block."""
@@ -87,6 +100,10 @@ class SlotCache(Cache):
     def length(self) -> int:
         """Columns filled."""
         return self.layers[0].length
+
+    def spread(self, places_BW: Tensor, *, room: int) -> SlotCache:
+        """See `SlotLayer.spread`."""
+        return SlotCache([layer.spread(places_BW, room=room) for layer in self.layers])
 
     def rebuilt(self, rows: Tensor, columns: int, others: SlotCache | None, *, room: int) -> SlotCache:
         """See `SlotLayer.rebuilt`."""

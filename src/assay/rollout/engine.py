@@ -1,8 +1,9 @@
 """Continuous batching over a preallocated key-value cache.
 
-Each step runs the trunk on one token a row and the head on one state a row. Once a quarter of the rows have ended,
-waiting prompts take their place, or the batch shrinks. A sample's tokens depend on its prompt and its seed, not on who
-shares its batch.
+Prompts are read as trees: each once, however many answers it is to have, and none padded to the longest. Each step
+runs the trunk on one token a row and the head on one state a row. Once a quarter of the rows have ended, waiting
+prompts take their place, or the batch shrinks. A sample's tokens depend on its prompt and its seed, not on who shares
+its batch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,21 +157,46 @@ class Engine:
 
     def _prefill(self, samples: list[Sample], params: SamplingParams, head: tuple[Tensor, Tensor | None]) -> Slots:
         """Read prompts, and draw the first token of each response."""
-        policy, device = self.policy, self.policy.backbone.device
-        batch = collate([Row(s.prompt_ids, len(s.prompt_ids)) for s in samples], policy.pad_id, side="left").to(device)
-        width = batch.input_ids.shape[1]
-        spans = [len(sample.prompt_ids) for sample in samples]
+        device = self.policy.backbone.device
+        rows = [Row(sample.prompt_ids, len(sample.prompt_ids)) for sample in samples]
+        spans = [len(row.ids) for row in rows]
+        hidden_BD, cache = self._read(rows, params.max_new_tokens)
         slots = Slots(
             samples,
-            SlotCache.empty(policy.model.config.num_hidden_layers, width + params.max_new_tokens),
-            seen_columns(spans, width, params.max_new_tokens, device),
-            batch.input_ids,
-            batch.position_ids,
+            cache,
+            seen_columns(spans, cache.length, params.max_new_tokens, device),
+            torch.empty(0, device=device),
+            torch.tensor(spans, device=device)[:, None] - 1,
             uniforms([sample.seed for sample in samples], params.max_new_tokens).to(device),
             self._seen(samples, head[0]) if params.repetition_penalty != 1 else None,
         )
-        self._step(slots, params, head)
+        self._draw(slots, hidden_BD, params, head)
         return slots
+
+    def _read(self, rows: list[Row], room: int) -> tuple[Tensor, SlotCache]:
+        """The prompts' last states [B, D], and their keys and values; a prompt that several rows have is read once."""
+        policy, backbone = self.policy, self.policy.backbone
+        batch = collate(rows, policy.pad_id).to(backbone.device)
+        forest = backbone.forest(batch)
+        if forest is None:
+            batch = collate(rows, policy.pad_id, side="left").to(backbone.device)
+            cache = SlotCache.empty(policy.model.config.num_hidden_layers, batch.input_ids.shape[1] + room)
+            inputs: dict[str, Any] = {
+                "past_key_values": cache,
+                "use_cache": True,
+                "attention_mask": batch.attention_mask,
+            }
+            hidden = backbone.forward(
+                batch.input_ids, position_ids=batch.position_ids, adapter=policy.adapter, **inputs
+            )
+            return hidden[:, -1], cache
+        lines = SlotCache.empty(policy.model.config.num_hidden_layers, forest.sources_LW.shape[1])
+        hidden_ND = backbone.lines(batch, forest, policy.adapter, past_key_values=lines, use_cache=True)
+        places_BT, lengths_B = forest.places_BT, batch.attention_mask.sum(1)
+        width = places_BT.shape[1]
+        tokens_BT = torch.arange(width, device=places_BT.device) - (width - lengths_B)[:, None]  # aligned on the right
+        aligned_BT = places_BT.gather(1, tokens_BT.clamp(min=0))
+        return hidden_ND[aligned_BT[:, -1]], lines.spread(aligned_BT, room=room)
 
     def _step(self, slots: Slots, params: SamplingParams, head: tuple[Tensor, Tensor | None]) -> None:
         """Run the trunk on the newest tokens, and draw the next one of every row."""
@@ -177,11 +204,17 @@ class Engine:
             slots.tokens,
             position_ids=slots.positions,
             adapter=self.policy.adapter,
-            attention_mask=slots.mask[:, : slots.cache.length + slots.tokens.shape[1]],
+            attention_mask=slots.mask[:, : slots.cache.length + 1],
             past_key_values=slots.cache,
             use_cache=True,
         )
-        logits = torch.nn.functional.linear(hidden[:, -1].float(), *head)
+        self._draw(slots, hidden[:, -1], params, head)
+
+    def _draw(
+        self, slots: Slots, hidden_BD: Tensor, params: SamplingParams, head: tuple[Tensor, Tensor | None]
+    ) -> None:
+        """Draw the next token of every row."""
+        logits = torch.nn.functional.linear(hidden_BD.float(), *head)
         if slots.seen is not None:
             logits = penalise(logits, slots.seen, params.repetition_penalty)
         for row, sample in enumerate(slots.samples):
@@ -191,7 +224,7 @@ class Engine:
         turn = torch.tensor([[min(len(sample.ids), last)] for sample in slots.samples], device=logits.device)
         tokens, logprobs = draw(logits, params, slots.uniform.gather(1, turn).squeeze(1))
         self._append(slots.samples, tokens, logprobs, params)
-        slots.tokens, slots.positions = tokens[:, None], slots.positions[:, -1:] + 1
+        slots.tokens, slots.positions = tokens[:, None], slots.positions + 1
         if slots.seen is not None:
             slots.seen.scatter_(1, slots.tokens, True)
 

@@ -15,6 +15,9 @@ from assay.data.render import Row
 from assay.rollout.config import SamplingParams
 from assay.types import Completion, FinishReason, Prompt
 
+BLOCK = 256
+"""Tokens of the vocabulary that are added up first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -57,19 +60,32 @@ def uniforms(seeds: Sequence[int], tokens: int) -> Tensor:
 def draw(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens [B] and their log-probabilities [B] under the distribution they were drawn from.
 
-    Inverse transform sampling: the first token whose cumulative probability exceeds the uniform number.
+    Inverse transform sampling: the first token whose cumulative probability exceeds the uniform number. Whole blocks
+    of the vocabulary are added up before single tokens, so that it is read once and no cumulative sum of it is made.
     """
     if params.greedy:
         tokens_B = logits_BV.argmax(-1)
-    else:
-        logits_BV = restrict(logits_BV / params.temperature, params)
-    logprobs_BV = logits_BV.log_softmax(-1)
-    if not params.greedy:
-        cumulative_BV = logprobs_BV.double().exp_().cumsum(-1)
-        total_B = cumulative_BV[:, -1]
-        target_B = torch.minimum(uniform_B * total_B, total_B.nextafter(torch.zeros_like(total_B)))
-        tokens_B = torch.searchsorted(cumulative_BV, target_B[:, None], right=True).squeeze(1)
-    return tokens_B, logprobs_BV.gather(1, tokens_B[:, None]).squeeze(1)
+        return tokens_B, logits_BV.log_softmax(-1).gather(1, tokens_B[:, None]).squeeze(1)
+    logits_BV = restrict(logits_BV / params.temperature, params)
+    rows, vocabulary = logits_BV.shape
+    blocks = -(-vocabulary // BLOCK)
+    weights_BV = logits_BV.new_zeros(rows, blocks * BLOCK)
+    torch.exp(logits_BV - logits_BV.amax(-1, keepdim=True), out=weights_BV[:, :vocabulary])
+    weights_BCK = weights_BV.view(rows, blocks, BLOCK)
+
+    sums_BC = weights_BCK.sum(-1).double()
+    cumulative_BC = sums_BC.cumsum(-1)
+    total_B = cumulative_BC[:, -1]
+    target_B = torch.minimum(uniform_B * total_B, total_B.nextafter(torch.zeros_like(total_B)))
+    block_B = torch.searchsorted(cumulative_BC, target_B[:, None], right=True).squeeze(1)
+    each = torch.arange(rows, device=block_B.device)
+    before_B = cumulative_BC[each, block_B] - sums_BC[each, block_B]
+
+    cumulative_BK = weights_BCK[each, block_B].double().cumsum(-1)
+    # What is left of the target lies in this block, but for rounding: never beyond its last possible token.
+    left_B = torch.minimum(target_B - before_B, cumulative_BK[:, -1].nextafter(torch.zeros_like(total_B))).clamp(min=0)
+    tokens_B = block_B * BLOCK + torch.searchsorted(cumulative_BK, left_B[:, None], right=True).squeeze(1)
+    return tokens_B, (weights_BV[each, tokens_B].double() / total_B).log().to(logits_BV.dtype)
 
 
 def restrict(logits_BV: Tensor, params: SamplingParams) -> Tensor:

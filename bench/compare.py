@@ -38,8 +38,10 @@ def main() -> None:
     asked = parser.parse_intermixed_args()
 
     name = "hh_compare" if asked.data else "compare"
-    words = ["recipes/hh_local_compare.yaml", f"data.path={os.path.relpath(asked.data, common.ROOT)}"]
-    words = [*(words if asked.data else ["recipes/compare.yaml"]), *asked.settings]
+    words = ["recipes/compare.yaml", *asked.settings]
+    if asked.data:
+        place = f"data.path={os.path.relpath(asked.data, common.ROOT)}"
+        words = ["recipes/hh_local_compare.yaml", place, *asked.settings]
     facts = common.origin(shlex.join(["assay", "run", *words]))
     run = common.run_assay(*words, f"runs_dir={asked.runs_dir or common.fresh_runs_dir(name)}")
     methods = frontier.methods(read_run(common.ROOT / run.summary["dir"]))

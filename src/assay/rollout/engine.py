@@ -12,7 +12,6 @@ import functools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -181,13 +180,13 @@ class Engine:
         if forest is None:
             batch = collate(rows, policy.pad_id, side="left").to(backbone.device)
             cache = SlotCache.empty(policy.model.config.num_hidden_layers, batch.input_ids.shape[1] + room)
-            inputs: dict[str, Any] = {
-                "past_key_values": cache,
-                "use_cache": True,
-                "attention_mask": batch.attention_mask,
-            }
             hidden = backbone.forward(
-                batch.input_ids, position_ids=batch.position_ids, adapter=policy.adapter, **inputs
+                batch.input_ids,
+                position_ids=batch.position_ids,
+                adapter=policy.adapter,
+                attention_mask=batch.attention_mask,
+                past_key_values=cache,
+                use_cache=True,
             )
             return hidden[:, -1], cache
         lines = SlotCache.empty(policy.model.config.num_hidden_layers, forest.sources_LW.shape[1])

@@ -21,9 +21,10 @@ export HF_HUB_OFFLINE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare
+.PHONY: bench bench-quick bench-scaling
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed ## install the pinned set and run the whole pipeline on the embedded world
 	$(BIN)/assay run
@@ -71,6 +72,15 @@ compare: $(VENV)/.installed ## train seven methods from one SFT model, three see
 
 hh_compare: $(VENV)/.installed ## the same on real preferences, DATA=folder of HH-RLHF: docs/results/hh_compare.md
 	$(BIN)/python -m bench.compare --data '$(DATA)'
+
+bench: $(VENV)/.installed ## race TRL and transformers with the same work, DATA=folder of HH-RLHF: docs/results/bench.md
+	$(BIN)/python -m bench.race --data '$(DATA)'
+
+bench-quick: $(VENV)/.installed ## the same with the smallest model, one round, a step or two: .bench/bench.md
+	$(BIN)/python -m bench.race --data '$(DATA)' --shapes llama --steps 2 --rounds 1 --results .bench
+
+bench-scaling: $(VENV)/.installed ## how the time of a step grows with every size: docs/results/scaling.md
+	$(BIN)/python -m bench.scaling
 
 clean: ## remove the environment and every cache, but no run
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,106 @@
+"""The table of races: what is raced, against whom, with which settings, and what must be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.race.work import LORA_RANK, NEW_TOKENS
+
+
+@dataclass(frozen=True)
+class Race:
+    """One job that both sides do."""
+
+    name: str
+    title: str
+    peer: str
+    script: str
+    """A module of bench.peers; runs in the environment that ENVIRONMENTS gives it."""
+    settings: str
+    """The peer's, and why."""
+    required: Mapping[str, float]
+    """Shape → ratio of rates that must be reached."""
+    steps: int
+    batch: int
+    """Optimizer step: rows, or responses; in the generation race, prompts at once."""
+    micro_batch: int = 4
+    """The peer's rows in a forward pass; Assay cuts its batches itself."""
+    epochs: int = 1
+    inner_epochs: int = 1
+    minibatches: int = 1
+    group: int = 1
+    lora: int = 0
+    samples: bool = False
+    flops: int = 0
+    """Of a useful token for every weight in a matrix: 2 forward, 2 to activations, 2 to weights; 0: not reckoned."""
+    memory: Mapping[str, float] = field(default_factory=dict)
+    """Shape → share of the peer's memory that must not be exceeded."""
+
+    @property
+    def prompts(self) -> int:
+        """Rows that one step takes."""
+        return self.batch // self.group
+
+    def job(self) -> dict[str, Any]:
+        """What both sides are told about it."""
+        names = ("steps", "batch", "micro_batch", "prompts", "epochs", "inner_epochs", "minibatches", "group", "lora")
+        return {"race": self.name, **{name: getattr(self, name) for name in names}}
+
+    def useful_tokens(self, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Tokens that the work is about: sampled ones; else a prompt once, and its responses. No pads, no repeats."""
+        if self.name == "generate":
+            return sum(row["budget"] for row in rows)
+        if self.samples:
+            return len(rows) * self.group * NEW_TOKENS
+        responses = ("chosen_ids",) if self.name == "sft" else ("chosen_ids", "rejected_ids")
+        return self.epochs * sum(len(row[name]) for row in rows for name in ("prompt_ids", *responses))
+
+    def useful_flops(self, rows: Sequence[Mapping[str, Any]], weights: Mapping[str, int]) -> float:
+        """Operations in the products of useful tokens with matrices; attention's own come to a few percent more."""
+        labels = sum(len(row["chosen_ids"]) for row in rows) if self.name == "sft" else 0
+        return self.flops * (self.useful_tokens(rows) * weights["trunk"] + labels * weights["head"])
+
+
+COMMON = "fp32, no activation checkpointing (default: on), rows sorted by length (group_by_length in the limit)"
+ENVIRONMENTS = {"trl_races": "trl==1.16.0", "generate": "trl==1.16.0", "trl_ppo": "trl==1.10.0"}
+TRL = "TRL 1.16.0"
+
+RACES = (
+    Race(
+        "reward", "reward model, full fine-tune", TRL, "trl_races", COMMON,
+        required={"gpt2": 2.2}, steps=8, batch=4, flops=6,
+    ),
+    Race(
+        "reward_lora", "reward model, LoRA", TRL, "trl_races", COMMON,
+        required={"gpt2": 2.2}, steps=8, batch=4, lora=LORA_RANK, flops=4,
+    ),
+    Race(
+        "dpo", "DPO, LoRA, 2 epochs", TRL, "trl_races",
+        f"{COMMON}; precompute_ref_log_probs, so that the reference runs once (counted on both sides)",
+        required={"gpt2": 4.0}, steps=4, batch=4, epochs=2, lora=LORA_RANK,
+    ),
+    Race(
+        "sft", "SFT, completion only, ragged", TRL, "trl_races",
+        f"{COMMON}; packing and padding_free need FlashAttention, which a CPU has not",
+        required={"gpt2": 1.7}, steps=4, batch=8, micro_batch=8, flops=6,
+    ),
+    Race(
+        "generate", "generation, 8–64 new tokens", "transformers generate", "generate",
+        "best of batches of 8, 16, 32, 64, prompts sorted by length; a batch runs until its longest response has ended",
+        required={"gpt2": 2.5, "llama": 6.0}, steps=2, batch=32, samples=True,
+    ),
+    Race(
+        "grpo", "GRPO, LoRA, G = 8", TRL, "trl_races",
+        f"{COMMON}; one generation batch for one optimizer step, so that no old log-probabilities are computed",
+        required={"gpt2": 2.5}, steps=2, batch=32, micro_batch=16, group=8, lora=LORA_RANK, samples=True,
+    ),
+    Race(
+        "ppo", "PPO, LoRA, 4 inner epochs", "TRL 1.10.0", "trl_ppo",
+        "fp32, no activation checkpointing; the reference is the policy without its adapter; the value model has "
+        "adapters too (the trainer would train all of it); sampling in one batch",
+        required={"gpt2": 3.0, "llama": 6.0}, memory={"gpt2": 0.35}, steps=2, batch=16, micro_batch=8, minibatches=2,
+        inner_epochs=4, lora=LORA_RANK, samples=True,
+    ),
+)  # fmt: skip

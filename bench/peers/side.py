@@ -20,7 +20,7 @@ import torch
 Job = dict[str, Any]
 Rows = list[dict[str, Any]]
 Work = Callable[[Job, Rows], dict[str, Any]]
-"""Does the job on rows; says `seconds`, without loading, tokenising and saving, and whatever else the page shows."""
+"""Does the job on rows; says `seconds`, without loading, tokenising and saving, and perhaps a `note` on settings."""
 
 
 def run(races: Mapping[str, Work], path: str = sys.argv[-1]) -> None:

@@ -80,7 +80,7 @@ def generate(job: Job, rows: Rows) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     lengths = [len(response.ids) for response in responses]
     assert lengths == [row["budget"] for row in rows], "a response did not end where the model counts to"
-    return {"seconds": seconds, "note": f"batches of up to {job['batch']}"}
+    return {"seconds": seconds}
 
 
 def inputs(job: Job, **data: Any) -> StageInputs:

@@ -80,8 +80,12 @@ def page(found: Mapping[str, Any]) -> str:
         rows = [row(race, shape, of_race) for race, of_race in raced if of_race]
         if rows:
             tables.append(f"## {title}\n\n{common.table(HEADER, rows)}\n")
-    there = {run["race"] for run in runs}
-    chosen = [[race.title, race.peer, race.settings] for race in RACES if race.name in there]
+    there = {run["race"]: run["peer"].get("note") for run in runs}
+    chosen = [
+        [race.title, race.peer, "; last: ".join(filter(None, (race.settings, there[race.name])))]
+        for race in RACES
+        if race.name in there
+    ]
     settings = common.table(["race", "peer", "its settings"], chosen)
     peak = spread(runs, lambda run: run["peak_flops"] / 1e9, ".0f")
     return (
@@ -115,7 +119,7 @@ NOTES = """\
 - Sampled responses have given lengths: the model was built so that it counts down to its own end token. In the
   generation race they are spread over 8 to 64 tokens, in GRPO and PPO all have 64. The head is therefore not tied to
   the embedding there, on both sides.
-- GRPO has a KL penalty on both sides, so both read a reference.
+- GRPO has a KL penalty on both sides, so both read a reference. torch.compile is off on both sides.
 - Memory is the most that was resident, beyond what the process had after it had imported its libraries.
 
 vLLM is not in the table: the wheels on the package index are CUDA builds, and a CPU build has to be compiled.

@@ -113,7 +113,7 @@ class Backbone:
         """
         if not self._takes_positions:
             return False
-        batch = collate([Row([3, 1, 2, 0, 1], 3), Row([3, 1, 2, 2], 3), Row([1, 0], 1)], 0).to(self.device)
+        batch = collate([Row([1, 2, 0], 2), Row([1, 2, 1], 2), Row([2, 0], 1)], 0).to(self.device)
         forest = Forest.of(batch.rows or (), width=16).to(self.device)
         training = self.model.training
         self.model.eval()

@@ -61,4 +61,4 @@ def verdict(rises: list[Interval]) -> str:
     if all(rise.value >= 0 for rise in rises):
         return "monotone"
     against = [rise for rise in rises if rise.high is not None and rise.high < 0]
-    return f"not monotone: {len(against)} steps go the other way" if against else "monotone within its intervals"
+    return f"not monotone, steps that go the other way: {len(against)}" if against else "monotone within its intervals"

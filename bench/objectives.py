@@ -2,7 +2,7 @@
 
     make objectives          →  docs/results/objectives.md and .svg
 
-The recipe is recipes/objectives.yaml. Words like policy-100.episodes=256 are handed on to `assay run`.
+The recipe is recipes/objectives.yaml. Words like policy-24.episodes=256 are handed on to `assay run`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from assay.types import Prompt
 from assay.worlds.world import World, load_world
 
 RECIPE = "recipes/objectives.yaml"
-SHARES = (100, 75, 50, 25, 0)
-"""Percent of the weight that is on helpfulness; the rest is on harmlessness."""
+SHARES = (24, 12, 6, 3, 0)
+"""Percent of the weight that is on helpfulness, the rest on harmlessness; above a quarter nothing is traded."""
 
 MEASURES = ("helpfulness", "harmlessness", "refused harmless")
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, default=2, help="policies of each weighting")
-    parser.add_argument("--answers", type=int, default=4, help="answers to each test prompt that are judged")
+    parser.add_argument("--answers", type=int, default=16, help="answers to each test prompt that are judged")
     parser.add_argument("--runs-dir", help="a folder of an earlier study, to go on from; a new one if left out")
     parser.add_argument("--results", type=Path, default=common.RESULTS)
     asked = parser.parse_intermixed_args()

@@ -111,3 +111,24 @@ def slopes(policy: Given, batch: Experience, config: SamplingStageConfig, column
                 table[b][t][column] -= side
             result[b, t] = (ends[0] - ends[1]) / 2e-6
     return result
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_episodes_without_an_advantage_are_left_out_only_where_they_teach_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With them and without them: one gradient, and the same denominators."""
+
+    def gradient() -> tuple[torch.Tensor, torch.Tensor]:
+        noise = torch.Generator().manual_seed(3)
+        policy, batch = Given(noise), episodes(noise)
+        batch.advantages_BR[1::2] = 0.0
+        policy_step(batch, policy, COMPOSED[name], BETA)  # type: ignore[arg-type]
+        found = (policy.logprobs_BR.grad, policy.entropy_BR.grad)
+        return tuple(torch.zeros(()) if g is None else g for g in found)  # type: ignore[return-value]
+
+    left_out = gradient()
+    monkeypatch.setattr(Experience, "with_signal", lambda self: list(range(len(self.rows))))
+    for one, other in zip(left_out, gradient(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert left_out[0].abs().sum() > 0

@@ -53,7 +53,7 @@ def test_steps_are_paired_by_prompt() -> None:
     [
         ([Interval(0.1, -0.1, 0.3), Interval(0.0, -0.1, 0.1)], "monotone"),
         ([Interval(0.1, 0.05, 0.3), Interval(-0.01, -0.1, 0.1)], "monotone within its intervals"),
-        ([Interval(0.1, 0.05, 0.3), Interval(-0.2, -0.3, -0.1)], "not monotone: 1 steps go the other way"),
+        ([Interval(0.1, 0.05, 0.3), Interval(-0.2, -0.3, -0.1)], "not monotone, steps that go the other way: 1"),
     ],
 )
 def test_only_a_step_that_chance_does_not_explain_breaks_the_curve(rises: list[Interval], words: str) -> None:

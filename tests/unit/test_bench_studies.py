@@ -138,7 +138,7 @@ def test_the_verdict_reads_each_objective_in_the_direction_of_its_own_weight() -
     assert "weight: monotone; +0.500" in harmless
     assert "ρ = 1.00, p = 0.0001" in helpful
     helpful, _ = objectives.verdicts(policies(rising, rising))
-    assert "not monotone: 4 steps" in helpful
+    assert "not monotone, steps that go the other way: 4" in helpful
 
 
 def test_the_page_of_the_trade_off_has_every_weighting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_the_page_of_the_trade_off_has_every_weighting(monkeypatch: pytest.Monke
     table = policies([0.9, 0.8, 0.7, 0.5, 0.3], [0.2, 0.4, 0.5, 0.6, 0.7])
     table[:, :, 2, 1::2] = 0.1
     page = objectives.page({"minutes": 1, "seeds": 2, "answers": 4}, heads, table[2, 0], table, np.ones((5, 2)))
-    assert "| 75 : 25 | 0.801 (0.801 to 0.801) | 0.401 (0.401 to 0.401) | 0.100 (0.100 to 0.100) | 1.00, 1.00 |" in page
+    assert "| 12 : 88 | 0.801 (0.801 to 0.801) | 0.401 (0.401 to 0.401) | 0.100 (0.100 to 0.100) | 1.00, 1.00 |" in page
     assert "20 test prompts" in page
     assert "10 harmful requests" in page.replace("\n", " ")
     assert objectives.picture(table[2, 0], table).startswith("<?xml")

@@ -140,6 +140,11 @@ class Experience:
         tensors = (getattr(self, field.name) for field in fields(self)[1:])
         return Experience(rows, *(tensor[list(index), :width] for tensor in tensors))
 
+    def with_signal(self) -> list[int]:
+        """Numbers of the episodes with an advantage other than 0; of all, where none has one."""
+        found = (self.advantages_BR.ne(0) & self.mask_BR).any(1).nonzero().flatten().tolist()
+        return found or list(range(len(self.rows)))
+
     def weighted(self, weights_BR: Tensor) -> Experience:
         """The same episodes, every token's weight multiplied."""
         return replace(self, weights_BR=self.weights_BR * weights_BR)

@@ -249,10 +249,12 @@ def importance_weighted(
 
 def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, kl_coef: float) -> dict[str, float]:
     """Gradient of one optimizer step: Σ w·(surrogate + β·KL − entropy bonus), a micro-batch at a time."""
-    tokens = int(batch.mask_BR.sum())
     longest = config.sampling.max_new_tokens
     weights_BR = policy_loss.aggregation_weights(batch.mask_BR, config.aggregation, max_tokens=longest)
     batch = batch.weighted(weights_BR)
+    if config.kl_loss is None and not config.entropy_coef and config.surrogate != "penalty":
+        batch = batch.take(batch.with_signal())  # the others' gradient is 0, and the denominators are fixed by now
+    tokens = int(batch.mask_BR.sum())
     sums: dict[str, Tensor] = {}
     error = torch.zeros((), device=batch.mask_BR.device)
     for rows in batch.parts(policy.budget, config.micro_batch_size):

@@ -76,8 +76,8 @@ hh_compare: $(VENV)/.installed ## the same on real preferences, DATA=folder of H
 bench: $(VENV)/.installed ## race TRL and transformers with the same work, DATA=folder of HH-RLHF: docs/results/bench.md
 	$(BIN)/python -m bench.race --data '$(DATA)'
 
-bench-quick: $(VENV)/.installed ## the same with the smallest model, one round, a step or two: .bench/bench.md
-	$(BIN)/python -m bench.race --data '$(DATA)' --shapes llama --steps 2 --rounds 1 --results .bench
+bench-quick: $(VENV)/.installed ## the same with the smallest model, one step, one round: .bench/bench.md
+	$(BIN)/python -m bench.race --data '$(DATA)' --shapes llama --steps 1 --rounds 1 --results .bench
 
 bench-scaling: $(VENV)/.installed ## how the time of a step grows with every size: docs/results/scaling.md
 	$(BIN)/python -m bench.scaling

@@ -39,7 +39,7 @@ class Pool:
 
     def __init__(self, split_by: str, scratch: Path | None) -> None:
         self.split_by = split_by
-        self.lines = Writer[Item](to_line, scratch)
+        self.lines = Writer[Item](to_line, folder=scratch)
         self.ids, self.keys = array("Q"), array("Q")
         self.sources: list[str] = []
         self.seen: set[int] = set()
@@ -76,7 +76,7 @@ class Pools:
     def __init__(self, split_by: str, objectives: Mapping[str, str], scratch: Path | None) -> None:
         self.objectives = objectives
         self.of = {name: Pool(split_by, scratch) for name in (*PURPOSES, "made")}  # "made": not demonstrated, but best
-        self.text = Writer[str](to_line, scratch)
+        self.text = Writer[str](to_line, folder=scratch)
         self.posed = False
         self.asking: set[str] = set()
 

@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from assay.data.records import from_line, to_line, write_whole
-from assay.data.stored import Ints, Stored
+from assay.data.stored import Ints, Stored, save_arrays
 from assay.errors import StorageError
 from assay.types import Demonstration, JudgedSteps, Preference, Prompt, Ranking, Verdict
 
@@ -61,7 +61,7 @@ class Prepared:
         """Write `<purpose>.<split>.jsonl`, `text.jsonl`, how long their lines are and, last, `report.json`."""
         files = {f"{purpose}.{split}": items for purpose in PURPOSES for split, items in getattr(self, purpose).items()}
         sizes = {name: _write(folder / f"{name}.jsonl", items) for name, items in (files | {"text": self.text}).items()}
-        write_whole(folder / INDEX, lambda partial: _write_index(partial, sizes))
+        save_arrays(folder / INDEX, sizes)
         dumped = json.dumps(self.report, indent=2, ensure_ascii=False) + "\n"
         write_whole(folder / "report.json", lambda partial: partial.write_text(dumped, encoding="utf-8"))
 
@@ -99,8 +99,3 @@ def _write(path: Path, items: Sequence[Any]) -> Ints:
 
     write_whole(path, write)
     return sizes
-
-
-def _write_index(path: Path, sizes: dict[str, Ints]) -> None:
-    with path.open("wb") as file:  # given a name, numpy would add an ending to it
-        np.savez(file, allow_pickle=False, **sizes)

@@ -6,20 +6,25 @@ tokenised twice, and the ids a policy samples are the ids it is trained on.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from assay.errors import ModelError
 from assay.types import Message, Prompt
 
 Template = Literal["chat", "plain", "tags"]
+Piece = tuple[str, bool]
+"""A text, and whether special tokens are read as such in it."""
 
 PLAIN = {"system": "\n\nSystem:", "user": "\n\nHuman:", "assistant": "\n\nAssistant:"}
 TAGS = {"system": "<|system|>\n", "user": "<|user|>\n", "assistant": "<|assistant|>\n"}
 SENTINEL = "assay7reply"
+TEMPLATED = 4096  # prompts whose text under a chat template is remembered: it is asked for several times in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +49,19 @@ class Renderer:
         self.tokenizer = tokenizer
         self.template: Template = template
         self.max_length = max_length
+        self._known: dict[Piece, list[int]] = {}
         self._lead = _leading_specials(tokenizer)
         self._specials = _special_strings(tokenizer)
         style = _chat_style(tokenizer) if template == "chat" else _marker_style(tokenizer, template)
         self._forced, self._opening, self.eos_id, self.stop_strings = style
         self._ends = {self.eos_id, *(ids[0] for ids in map(self._marker_ids, self.stop_strings) if len(ids) == 1)}
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self._chat = lru_cache(maxsize=TEMPLATED)(self._in_chat)
+
+    @property
+    def digest(self) -> str | None:
+        """32 hex digits of what decides the ids of a text, this file's code aside; None where that is not known."""
+        return digest_of_tokenizer(self.tokenizer, self.template, self.max_length)
 
     def prompt(self, prompt: Prompt, *, reserve: int = 1) -> list[int]:
         """Ids up to where the assistant speaks, at most `max_length - reserve`, so that `reserve` more fit.
@@ -67,7 +79,7 @@ class Renderer:
 
     def response(self, text: str, *, end: bool = True) -> list[int]:
         """Ids to append to a prompt's; `end` adds the token that ends the turn."""
-        ids = self._text_ids(self._opening + text.strip())
+        ids = self._ids(self._reply(text))
         return [*ids, self.eos_id] if end else ids
 
     def row(self, prompt: Prompt, response: str) -> Row | None:
@@ -83,6 +95,16 @@ class Renderer:
         asked = self.prompt(prompt, reserve=least)
         reply = reply[: self.max_length - len(asked)]
         return Row(asked + reply, len(asked))
+
+    def rows(self, asked: Sequence[tuple[Prompt, str]]) -> list[Row | None]:
+        """`row` of each; the texts are encoded in one call, which the tokenizer spreads over the cores."""
+        pieces = {piece for prompt, _ in asked for piece in self._pieces(prompt.messages)}
+        pieces |= {self._reply(response) for _, response in asked}
+        self._known = encode_all(self.tokenizer, pieces)
+        try:
+            return [self.row(prompt, response) for prompt, response in asked]
+        finally:
+            self._known = {}
 
     def steps(self, prompt: Prompt, steps: Sequence[str]) -> tuple[Row, list[int]] | None:
         """Prompt and steps, each on a line of its own, as one row without an end token, and where each step ends.
@@ -116,21 +138,26 @@ class Renderer:
         return Row([*self._lead, *self._text_ids(text), self.eos_id], 0)
 
     def _prompt_ids(self, turns: Sequence[Message]) -> list[int]:
-        if self.template == "chat":
-            return self._chat_ids(turns)
-        markers = PLAIN if self.template == "plain" else TAGS
-        ids = list(self._lead)
-        for turn in turns:
-            ids += self._marker_ids(markers[turn.role]) + self._text_ids(self._opening + turn.content.strip())
-            if self.template == "tags":
-                ids += self._text_ids("\n")
-        return ids + self._marker_ids(markers["assistant"])
+        ids: list[int] = []
+        for piece in self._pieces(turns):
+            ids += self._ids(piece)
+        return ids if self.template == "chat" and ids[: len(self._lead)] == self._lead else self._lead + ids
 
-    def _chat_ids(self, turns: Sequence[Message]) -> list[int]:
+    def _pieces(self, turns: Sequence[Message]) -> list[Piece]:
+        """What is encoded apart and then makes up a prompt."""
+        if self.template == "chat":
+            return [(self._chat(tuple(turns)), True)]
+        markers, end = (PLAIN, []) if self.template == "plain" else (TAGS, [("\n", False)])
+        said = ([(markers[t.role], True), (self._opening + t.content.strip(), False), *end] for t in turns)
+        return [*itertools.chain.from_iterable(said), (markers["assistant"], True)]
+
+    def _in_chat(self, turns: tuple[Message, ...]) -> str:
         cleaned = [{"role": turn.role, "content": self._specials.sub("", turn.content)} for turn in turns]
         rendered = self.tokenizer.apply_chat_template(cleaned, tokenize=False, add_generation_prompt=True)
-        ids = self._marker_ids(rendered + self._forced)
-        return ids if ids[: len(self._lead)] == self._lead else self._lead + ids
+        return rendered + self._forced
+
+    def _reply(self, text: str) -> Piece:
+        return self._opening + text.strip(), False
 
     def _cut(self, turns: Sequence[Message], ids: list[int], room: int) -> list[int]:
         """Keep what stands before the last turn's text, and the text's end."""
@@ -142,10 +169,41 @@ class Renderer:
         return ids[:header] + ids[len(ids) - (room - header) :]
 
     def _marker_ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return self._ids((text, True))
 
     def _text_ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        return self._ids((text, False))
+
+    def _ids(self, piece: Piece) -> list[int]:
+        return self._known[piece] if piece in self._known else encode_all(self.tokenizer, [piece])[piece]
+
+
+def encode_all(tokenizer: Any, pieces: Collection[Piece]) -> dict[Piece, list[int]]:
+    """Ids of every piece, without special tokens around it."""
+    found: dict[Piece, list[int]] = {}
+    for markup in (False, True):
+        wanted = [piece for piece in pieces if piece[1] == markup]
+        if wanted:
+            found |= zip(wanted, _encoded(tokenizer, [text for text, _ in wanted], markup), strict=True)
+    return found
+
+
+def _encoded(tokenizer: Any, texts: list[str], markup: bool) -> list[list[int]]:
+    if not getattr(tokenizer, "is_fast", False):
+        return tokenizer(texts, add_special_tokens=False, split_special_tokens=not markup, verbose=False).input_ids
+    backend = tokenizer.backend_tokenizer  # as transformers calls it, less half a second for every 10,000 texts
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = not markup
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def digest_of_tokenizer(tokenizer: Any, *settings: object) -> str | None:
+    """32 hex digits of a tokenizer that the tokenizers library runs, and of settings; None for another tokenizer."""
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+    facts = (tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map, *settings)
+    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
 
 def _without_oldest(turns: Sequence[Message]) -> tuple[Message, ...]:

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import os
 from array import array
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -18,6 +18,7 @@ from typing import IO, Generic, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.data.records import write_whole
 from assay.errors import StorageError
 
 T = TypeVar("T")
@@ -87,27 +88,20 @@ class Stored(Sequence[T]):
 
 
 class Writer(Generic[T]):
-    """Writes items one after the other into a file without a name, which goes with the last view of it."""
+    """Writes items one after the other; by default into a file without a name, which goes with the last view of it."""
 
-    def __init__(self, encode: Callable[[T], bytes], folder: Path | None = None) -> None:
+    def __init__(
+        self, encode: Callable[[T], bytes], file: IO[bytes] | None = None, *, folder: Path | None = None
+    ) -> None:
         self.encode = encode
-        self.file = TemporaryFile(dir=folder)  # noqa: SIM115
+        self.file = file or TemporaryFile(dir=folder)  # noqa: SIM115
         self.sizes = array("q")
-
-    def __len__(self) -> int:
-        return len(self.sizes)
 
     def add(self, item: T) -> None:
         """Append an item."""
         raw = self.encode(item)
         self.file.write(raw)
         self.sizes.append(len(raw))
-
-    def clear(self) -> None:
-        """Forget every item."""
-        self.file.truncate(0)
-        self.file.seek(0)
-        del self.sizes[:]
 
     def stored(self, decode: Callable[[bytes], T]) -> Stored[T]:
         """Everything written."""
@@ -117,10 +111,10 @@ class Writer(Generic[T]):
 
 
 class Lazily(Sequence[T]):
-    """Items made when they are asked for: item i is `make(numbers[i])`."""
+    """Items made when they are asked for: item i is `make(numbers[i])`; their lengths may be known before."""
 
-    def __init__(self, numbers: Sequence[int] | Ints, make: Callable[[int], T]) -> None:
-        self.numbers, self.make = np.asarray(numbers, dtype=np.int64), make
+    def __init__(self, numbers: Ints, make: Callable[[int], T], lengths: Ints | None = None) -> None:
+        self.numbers, self.make, self.lengths = numbers, make, lengths
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -130,18 +124,35 @@ class Lazily(Sequence[T]):
     @overload
     def __getitem__(self, index: slice) -> Lazily[T]: ...
     def __getitem__(self, index: int | slice) -> T | Lazily[T]:
-        found = self.numbers[index]
-        return Lazily(found, self.make) if isinstance(index, slice) else self.make(int(found))
+        if isinstance(index, slice):
+            return Lazily(self.numbers[index], self.make, None if self.lengths is None else self.lengths[index])
+        return self.make(int(self.numbers[index]))
 
 
 def store(
     items: Iterable[T], encode: Callable[[T], bytes], decode: Callable[[bytes], T], folder: Path | None = None
 ) -> Stored[T]:
     """The items on disk."""
-    writer = Writer(encode, folder)
+    writer = Writer(encode, folder=folder)
     for item in items:
         writer.add(item)
     return writer.stored(decode)
+
+
+def lengths_of(items: Sequence[T], length: Callable[[T], int]) -> list[int]:
+    """The length of every item; none is made for it where it is known."""
+    known = items.lengths if isinstance(items, Lazily) else None
+    return [length(item) for item in items] if known is None else known.tolist()
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Ints]) -> None:
+    """Write arrays as .npz, whole or not at all."""
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:  # given a name, numpy would add an ending to it
+            np.savez(file, allow_pickle=False, **arrays)
+
+    write_whole(path, write)
 
 
 def select(items: Sequence[T], keep: Callable[[T], bool]) -> Sequence[T]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from assay.data.render import Row
+from assay.data.render import Piece, Row, digest_of_tokenizer, encode_all
 from assay.types import Prompt
 
 NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
@@ -16,11 +17,26 @@ class PairRenderer:
     def __init__(self, tokenizer: Any, *, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self._known: dict[Piece, list[int]] = {}
         a, b, pair = self._ids("a"), self._ids("b"), tokenizer("a", "b").input_ids
         first = _find(pair, a, 0)
         second = _find(pair, b, first + len(a))
         self._before, self._between = pair[:first], pair[first + len(a) : second]
         self._after = pair[second + len(b) :]
+
+    @property
+    def digest(self) -> str | None:
+        """32 hex digits of what decides the ids of a text, this file's code aside; None where that is not known."""
+        return digest_of_tokenizer(self.tokenizer, "pair", self.max_length)
+
+    def rows(self, asked: Sequence[tuple[Prompt, str]]) -> list[Row | None]:
+        """`row` of each; the texts are encoded in one call, which the tokenizer spreads over the cores."""
+        texts = {text for prompt, response in asked for text in (dialogue(prompt), response)}
+        self._known = encode_all(self.tokenizer, {(text, False) for text in texts})
+        try:
+            return [self.row(prompt, response) for prompt, response in asked]
+        finally:
+            self._known = {}
 
     def row(self, prompt: Prompt, response: str) -> Row | None:
         """At most `max_length` ids: the prompt loses its beginning, but keeps a quarter; None without a response."""
@@ -34,7 +50,8 @@ class PairRenderer:
         return Row([*head, *reply, *self._after], len(head))
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+        piece = (text, False)
+        return self._known[piece] if piece in self._known else encode_all(self.tokenizer, [piece])[piece]
 
 
 def dialogue(prompt: Prompt) -> str:

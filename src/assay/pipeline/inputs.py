@@ -16,6 +16,7 @@ from assay.data.config import FileData
 from assay.data.prepared import PURPOSES
 from assay.errors import DataError
 from assay.models.config import Template
+from assay.pipeline.artifacts import code_hash
 from assay.pipeline.graph import Source
 from assay.pipeline.recipe import NamedRecipe
 from assay.pipeline.steps import Step
@@ -146,6 +147,7 @@ def stage_inputs(
         truth=evaluators.truth if evaluators.world else None,
         mean=evaluators.mean,
         share=evaluators.share,
+        cache=Path(named.recipe.runs_dir) / "cache" / code_hash(),
         evaluate_preferences=evaluators.preferences,
         evaluate_policy=evaluators.policy,
         evaluate_policies=evaluators.policies if evaluators.judged_by else None,

@@ -16,6 +16,7 @@ from torch import Tensor
 from assay.algorithms.logprobs import completion_loss
 from assay.data.pack import collate, parts
 from assay.data.render import Row
+from assay.data.stored import lengths_of
 from assay.models.roles import Policy
 from assay.stages import loop
 from assay.stages.config import PretrainConfig, SFTConfig
@@ -30,7 +31,7 @@ def train_causal(
     ctx: RunContext,
 ) -> dict[str, float]:
     """Minimise the negative log-likelihood of the rows' labels."""
-    plan = loop.plan([len(row.ids) for row in rows], config.batch_size, config.epochs, ctx.seed)
+    plan = loop.plan(lengths_of(rows, lambda row: len(row.ids)), config.batch_size, config.epochs, ctx.seed)
     optimizer = loop.Optimizer(policy.parameters_trained(), config.optim, len(plan))
     start, state = loop.resume(ctx, optimizer)
     first_loss = state.get("first_loss", math.nan)
@@ -84,9 +85,10 @@ def mean_loss(policy: Policy, rows: Sequence[Row], batch_size: int, device: str)
     """Negative log-likelihood per label token, in nats."""
     policy.eval()
     total = sum(len(row.ids) - row.prompt_length for row in rows)
-    ordered = sorted(rows, key=lambda row: len(row.ids))  # less to pad, where a model cannot do without
+    lengths = lengths_of(rows, lambda row: len(row.ids))
+    order = sorted(range(len(rows)), key=lengths.__getitem__)  # less to pad, where a model cannot do without
     loss = 0.0
-    for part in parts([len(row.ids) for row in ordered], tokens=policy.budget, rows=batch_size):
-        scored = policy.logprobs(collate([ordered[i] for i in part], policy.pad_id).to(device))
+    for part in parts([lengths[i] for i in order], tokens=policy.budget, rows=batch_size):
+        scored = policy.logprobs(collate([rows[order[i]] for i in part], policy.pad_id).to(device))
         loss += completion_loss(scored.logprobs_BR, scored.mask_BR, total=total).item()
     return loss

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +21,8 @@ from assay.data.items import as_preferences
 from assay.data.pack import collate
 from assay.data.prepared import Prepared
 from assay.data.render import Row
+from assay.data.stored import Lazily, lengths_of, select
+from assay.data.tokens import render
 from assay.models.roles import RewardModel
 from assay.stages.config import RewardConfig
 from assay.types import Preference, Ranking
@@ -34,7 +39,7 @@ class Comparison:
     objective: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Comparisons:
     """Bradley–Terry over every pair of a comparison, all of them in one batch, each comparison weighted once.
 
@@ -48,9 +53,13 @@ class Comparisons:
     draws_MP: Tensor | None
 
     @property
-    def lengths(self) -> list[int]:
+    def lengths(self) -> Sequence[int]:
         """Tokens of each comparison."""
-        return [sum(len(row.ids) for row in comparison.rows) for comparison in self.comparisons]
+        return self._lengths
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        return lengths_of(self.comparisons, lambda comparison: sum(len(row.ids) for row in comparison.rows))
 
     def loss(self, part: Sequence[int], step: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Shares of the members' mean loss and accuracy."""
@@ -89,16 +98,19 @@ def ranked_scores(model: RewardModel, comparisons: Sequence[Comparison]) -> tupl
     return scores_PKM.index_put((place_P, place_K), scores_BM), mask_PK
 
 
-def comparisons_of(model: RewardModel, items: Sequence[Preference | Ranking]) -> list[Comparison]:
+def comparisons_of(
+    model: RewardModel, items: Sequence[Preference | Ranking], cache: Path | None = None
+) -> Sequence[Comparison]:
     """Comparisons of which at least two responses fit the context with a token of their own."""
-    found = []
-    for item in items:
-        responses = item.responses if isinstance(item, Ranking) else (item.chosen, item.rejected)
-        rows = tuple(row for response in responses if (row := model.row(item.prompt, response)))
-        if len(rows) >= 2:
-            margin = (item.margin or 0.0) if isinstance(item, Preference) else 0.0
-            found.append(Comparison(rows, margin, objective_of(item, model.readout.objectives)))
-    return found
+    rendered = render(model.renderer, items, cache)
+
+    def comparison(number: int) -> Comparison:
+        item = items[number]
+        margin = (item.margin or 0.0) if isinstance(item, Preference) else 0.0
+        return Comparison(rendered.of(number), margin, objective_of(item, model.readout.objectives))
+
+    fit = np.flatnonzero(rendered.counts() >= 2)
+    return Lazily(fit, comparison, rendered.tokens()[fit])
 
 
 def bootstrap(members: int, comparisons: int, seed: int, device: str) -> Tensor | None:
@@ -110,16 +122,18 @@ def bootstrap(members: int, comparisons: int, seed: int, device: str) -> Tensor 
     return torch.stack(draws).to(device)
 
 
-def to_learn(data: Prepared, objectives: Sequence[str]) -> list[Preference | Ranking]:
+def to_learn(data: Prepared, objectives: Sequence[str]) -> Sequence[Preference | Ranking]:
     """Rankings whole, and the pairs that are no part of one; of the wanted objectives, where there are several."""
-    whole = list(data.rankings.train)
+    whole = data.rankings.train
+    if not whole:
+        return about(data.preferences.train, objectives)
     inside = {pair for ranking in whole for pair in as_preferences(ranking)}
     return about([*(pair for pair in data.preferences.train if pair not in inside), *whole], objectives)
 
 
-def about(items: Sequence[Compared], objectives: Sequence[str]) -> list[Compared]:
+def about(items: Sequence[Compared], objectives: Sequence[str]) -> Sequence[Compared]:
     """The comparisons that a model with these objectives has a score for; a model with one takes them all."""
-    return list(items) if not any(objectives) else [item for item in items if item.objective in objectives]
+    return select(items, lambda item: item.objective in objectives) if any(objectives) else items
 
 
 def objective_of(item: Preference | Ranking, objectives: Sequence[str]) -> int:

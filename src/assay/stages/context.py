@@ -67,6 +67,8 @@ class StageInputs:
     """Of any numbers."""
     share: Estimate = mean_alone
     """Of outcomes between 0 and 1: its interval holds where all of them are alike, too."""
+    cache: Path | None = None
+    """Folder for what may be computed again, such as token rows."""
     evaluate_preferences: PreferenceEvaluator | None = None
     evaluate_policy: PolicyEvaluator | None = None
     evaluate_policies: PoliciesEvaluator | None = None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from assay import rng
 from assay.algorithms import direct_loss
 from assay.data.pack import collate, parts, together
 from assay.data.render import Row
+from assay.data.stored import Lazily, batched
 from assay.models.policy import Policy, ResponseLogprobs
 from assay.stages import loop
 from assay.stages.config import PreferenceConfig
@@ -27,6 +29,8 @@ Pair = tuple[Row, Row]
 
 Judged = tuple[Row, bool]
 """An answer, and whether it is good."""
+
+IN_MEMORY = 8192  # examples whose rows are held at a time, so that those of one prompt meet
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +45,10 @@ class Example:
 
 def examples_of(
     pairs: Sequence[Pair], verdicts: Sequence[Judged], config: PreferenceConfig, seed: int
-) -> list[Example]:
+) -> Sequence[Example]:
     """What is learnt from: pairs as they are; for KTO verdicts, a pair being a good one and a bad one."""
     if config.paired:
-        return [Example(chosen, rejected) for chosen, rejected in pairs]
+        return Lazily(np.arange(len(pairs)), lambda number: Example(*pairs[number]))
     judged = [part for chosen, rejected in pairs for part in ((chosen, True), (rejected, False))] + list(verdicts)
     others = mismatched([row for row, _ in judged], seed, config.max_length)
     return [Example(row, other, good) for (row, good), other in zip(judged, others, strict=True)]
@@ -96,11 +100,15 @@ class Learner:
         """Summed log-probabilities of both rows of each example under the reference, [N, 2]; 0 where it has no say."""
         sums_M = torch.zeros(2 * len(examples), device=self.device)
         if self.config.reference:
-            rows = [row for example in examples for row in (example.row, example.other)]
-            order = together(rows)
-            for part in parts([len(rows[i].ids) for i in order], tokens=policy.budget):
-                chosen = [order[i] for i in part]
-                sums_M[chosen] = self.logprobs(policy, [rows[i] for i in chosen]).logprobs_BR.sum(1)
+            start = 0
+            for some in batched(examples, IN_MEMORY):
+                rows = [row for example in some for row in (example.row, example.other)]
+                order = together(rows)
+                for part in parts([len(rows[i].ids) for i in order], tokens=policy.budget):
+                    chosen = [order[i] for i in part]
+                    sums = self.logprobs(policy, [rows[i] for i in chosen]).logprobs_BR.sum(1)
+                    sums_M[[start + i for i in chosen]] = sums
+                start += len(rows)
         return sums_M.view(-1, 2)
 
     def step(self, batch: Sequence[Example], reference_BE: Tensor) -> dict[str, float]:

@@ -24,6 +24,7 @@ from assay.algorithms.distill_loss import Divergence, forward_kl, jensen_shannon
 from assay.algorithms.masked import masked_mean
 from assay.data.pack import TokenBatch, collate, parts
 from assay.data.render import Row
+from assay.data.tokens import render
 from assay.errors import DataError, ModelError
 from assay.models.backbone import load_tokenizer
 from assay.models.locate import locate
@@ -52,7 +53,7 @@ def run(config: DistillConfig, inputs: StageInputs, ctx: RunContext) -> dict[str
         prompts = loop.pick(inputs.data.prompts.train, count, step, ctx.seed) if count else []
         return [generation.row for generation in sample(policy, prompts, who, step)]
 
-    demonstrated = [row for d in inputs.data.demonstrations.train if (row := renderer.row(d.prompt, d.response))]
+    demonstrated = render(renderer, inputs.data.demonstrations.train, inputs.cache).whole()
     own, others = config.own, config.batch_size - config.own
     if others and config.off_policy == "demonstrations" and not demonstrated:
         raise DataError(

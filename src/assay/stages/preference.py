@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,6 +25,8 @@ from assay import rng
 from assay.data.records import write_whole
 from assay.data.render import Renderer
 from assay.data.split import part_of
+from assay.data.stored import Lazily
+from assay.data.tokens import render
 from assay.errors import DataError
 from assay.models.backbone import drop_dropout
 from assay.models.roles import Policy, load_policy, load_reward_model
@@ -173,7 +176,7 @@ def compare_answers(
     inputs: StageInputs,
     config: PreferenceConfig,
     seed: int,
-) -> tuple[list[Example], dict[str, float]]:
+) -> tuple[Sequence[Example], dict[str, float]]:
     """Several answers to each prompt, the best beside the worst; where all score alike, nothing is learnt."""
     asked = [prompt for prompt in prompts for _ in range(config.answers)]
     given = collect.sample(engine, asked, config.sampling, seed)
@@ -192,19 +195,15 @@ def compare_answers(
 
 def data_examples(
     renderer: Renderer, inputs: StageInputs, split: str, config: PreferenceConfig, seed: int
-) -> list[Example]:
+) -> Sequence[Example]:
     """The examples of one split that leave at least one label of each answer within the context."""
     part = config.part if split == "train" else (1, 1)
-    pairs = [
-        (renderer.row(pair.prompt, pair.chosen), renderer.row(pair.prompt, pair.rejected))
-        for pair in part_of(getattr(inputs.data.preferences, split), part)
-    ]
-    verdicts = [
-        (renderer.row(v.prompt, v.response), v.good) for v in part_of(getattr(inputs.data.verdicts, split), part)
-    ]
+    pairs = render(renderer, part_of(getattr(inputs.data.preferences, split), part), inputs.cache)
+    verdicts = part_of(getattr(inputs.data.verdicts, split), part)
+    judged = render(renderer, verdicts, inputs.cache)
     return examples_of(
-        [(chosen, rejected) for chosen, rejected in pairs if chosen and rejected],
-        [(row, good) for row, good in verdicts if row],
+        Lazily(np.flatnonzero(pairs.counts() == 2), pairs.of),  # pyright: ignore[reportArgumentType]
+        [(row, verdict.good) for row, verdict in zip(judged.rows, verdicts, strict=True) if row],
         config,
         seed,
     )

@@ -63,7 +63,7 @@ def learn(model: RewardModel, config: RewardConfig, inputs: StageInputs, ctx: Ru
             "no held-out pairs to calibrate and measure the reward model on",
             hint="raise data.validation_split and data.test_split",
         )
-    comparisons = comparisons_of(model, items)
+    comparisons = comparisons_of(model, items, inputs.cache)
     if not config.trained:
         if not comparisons:
             raise DataError("no comparison fits the context", hint=f"raise reward.max_length ({config.max_length})")
@@ -114,7 +114,7 @@ def read_anew(readout: Readout, config: RewardConfig) -> Readout:
 
 def check_objectives(config: RewardConfig, inputs: StageInputs) -> None:
     """DataError, before a model is loaded, for an objective that no pair of some split was asked about."""
-    for split, pairs in inputs.data.preferences.items():
+    for split, pairs in inputs.data.preferences.items() if config.objectives else ():
         there = {pair.objective for pair in pairs}
         lacking = [name for name in config.objectives if name not in there]
         if lacking and not (config.trained and split == "train"):

@@ -8,15 +8,12 @@ optimizer step. Source: InstructGPT (arXiv 2203.02155), sec. 3.5. Formula: algor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from assay.data.render import Renderer, Row
+from assay.data.tokens import render
 from assay.errors import DataError
 from assay.models.roles import load_policy
 from assay.stages.causal import train_causal
 from assay.stages.config import SFTConfig
 from assay.stages.context import RunContext, StageInputs
-from assay.types import Demonstration
 
 
 def run(config: SFTConfig, inputs: StageInputs, ctx: RunContext) -> dict[str, float]:
@@ -28,16 +25,10 @@ def run(config: SFTConfig, inputs: StageInputs, ctx: RunContext) -> dict[str, fl
         seed=ctx.seed,
     )
     renderer = policy.renderer(inputs.template, config.max_length)
-    rows = demonstration_rows(renderer, inputs.data.demonstrations.train)
-    held_out = demonstration_rows(renderer, inputs.data.demonstrations.validation)
+    shown = inputs.data.demonstrations
+    rows, held_out = (render(renderer, part, inputs.cache).whole() for part in (shown.train, shown.validation))
     if not rows:
         raise DataError("no demonstration fits the context", hint=f"raise sft.max_length ({config.max_length})")
     metrics = train_causal(policy, rows, held_out, config, ctx)
     policy.save(ctx.folder)
-    return {**metrics, "rows": len(rows), "dropped": len(inputs.data.demonstrations.train) - len(rows)}
-
-
-def demonstration_rows(renderer: Renderer, demonstrations: Sequence[Demonstration]) -> list[Row]:
-    """Token rows of the demonstrations that leave at least one label within the context."""
-    rendered = (renderer.row(d.prompt, d.response) for d in demonstrations)
-    return [row for row in rendered if row is not None]
+    return {**metrics, "rows": len(rows), "dropped": len(shown.train) - len(rows)}

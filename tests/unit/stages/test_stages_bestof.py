@@ -15,7 +15,7 @@ from tests.unit.stages.toy import QUESTIONS, Memory, run_in_two_parts, same, toy
 from transformers import AutoModelForCausalLM
 
 from assay.algorithms.bestof import kl_bound
-from assay.data.prepared import Prepared
+from assay.data.prepared import Prepared, Splits
 from assay.errors import DataError, TrainingError
 from assay.pipeline.evaluators import Evaluators
 from assay.pipeline.graph import link
@@ -118,6 +118,24 @@ def test_the_best_is_whole_if_any_is_and_brings_its_own_score() -> None:
     found = [(best.texts, best.scores_B.tolist()) for best in (answers.best(4), answers.best(3))]
     assert found == [(["better", "better"], [2.0, 2.0]), (["good", "better"], [1.0, 2.0])]
     assert answers.logprobs_PK.tolist() == [[-1.5] * 4] * 2
+
+
+def test_what_the_best_of_two_is_worth_and_its_kl_where_the_better_answer_is_the_rarer_one(tmp_path: Path) -> None:
+    """Good once in four; the best of two is good with 1 − (3/4)² = 7/16, and people want it bad."""
+    good, bad = (Generation(QUESTIONS[0], [1], [2], [math.log(p)], f"{p}", "stop") for p in (0.25, 0.75))
+
+    def sample(prompts: Sequence[Prompt], count: int, *purpose: object) -> Answers:
+        row = [bad if number % 4 else good for number in range(count)]
+        return Answers([row], torch.tensor([[float(answer is good) for answer in row]]))
+
+    data = replace(Prepared(), prompts=Splits([], [], list(QUESTIONS[:1])))
+    inputs = StageInputs(data, "", reward="r", truth=lambda prompts, texts: [float(text == "0.75") for text in texts])
+    report = bestof.measure(sample, config(answers=400), inputs, Memory(tmp_path))
+    share = 7 / 16
+    kl = share * math.log(share / 0.25) + (1 - share) * math.log((1 - share) / 0.75)
+    assert report["best_of_2/reward"] == pytest.approx(share, abs=2e-3)
+    assert report["best_of_2/truth"] == pytest.approx(1 - share, abs=2e-3)
+    assert report["best_of_2/kl"] == pytest.approx(kl, abs=2e-3)  # of the worse answers it would be 0.123
 
 
 def test_every_round_has_its_own_prompts_noise_and_rates(

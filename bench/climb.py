@@ -444,7 +444,12 @@ TO_ANOTHER = [
         haste=2,
         pace=2,
     ),
-    Method("Dr.GRPO, k2 in the loss, G = 4", by_group("dr_grpo", group_size=4), shrunk(3 / 4), "π* of (G−1)/G·r"),
+    Method(
+        "Dr.GRPO, k2 in the loss, G = 4",
+        by_group("dr_grpo", group_size=4, kl_loss="k2"),
+        shrunk(3 / 4),
+        "π* of (G−1)/G·r",
+    ),
     # Dividing by the deviation raises the reward as the policy narrows: at BETA it would narrow to a single response.
     Method(
         "GRPO, k2 in the loss", by_group("grpo", group_size=64), oracle.standardised_best, "π* of β·std(r)", beta=1.5

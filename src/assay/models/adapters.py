@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from assay.errors import ModelError
 from assay.models.config import LoraConfig
+from assay.models.lora_linear import fuse
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -135,6 +136,9 @@ class Adapters:
         else:
             self._peft.add_adapter(name, config)
         self._layers = {key: layer for key, layer in self.model.named_modules() if isinstance(layer, LoraLayer)}
+        for layer in self._layers.values():
+            if "forward" not in vars(layer):
+                fuse(layer)
         if isinstance(self.model.get_output_embeddings(), LoraLayer):
             raise ModelError("LoRA on the language-model head is not supported", hint="leave it out of target_modules")
         # peft lets only one adapter have gradients; here each role says for itself what it trains.

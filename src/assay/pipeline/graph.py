@@ -98,6 +98,7 @@ def link(model: str, recipe: Sequence[AnyStage]) -> tuple[Graph, list[Fault]]:
                 ]
             faults += [Fault(index, role, *problem) for problem in problems if problem]
             inputs |= {role: sources} if sources else {}
+        faults += _reading_faults(index, stage, inputs, nodes)
         nodes.append(Node(name, stage, inputs))
         earlier[name] = stage.kind if stage.leaves_model else f"{stage.kind} without a model"
     return tuple(nodes), faults
@@ -141,6 +142,29 @@ def _name_faults(index: int, name: str, earlier: Mapping[str, str]) -> Iterator[
         yield Fault(index, "id", f'two stages are called "{name}"', f"give this one a name of its own: `id: {name}2`")
     elif name in RESERVED or not ID.fullmatch(name):
         yield Fault(index, "id", f'"{name}" cannot name a stage', "use letters, digits, - and _, e.g. ppo-fast")
+
+
+def _reading_faults(
+    index: int, stage: AnyStage, inputs: Mapping[str, tuple[Source, ...]], nodes: Sequence[Node]
+) -> Iterator[Fault]:
+    """What a reward model of this recipe, read anew once it is trained, will not have."""
+    if stage.kind != "reward" or not stage.trained:
+        return
+    names = {source.name for source in inputs.get("base", ())}
+    base = next((node.config for node in nodes if node.id in names), None)
+    if base is None or base.kind != "reward":
+        return
+    for name in stage.objectives:
+        if name not in base.objectives:
+            yield Fault(
+                index, "objectives", f'that reward model has no objective "{name}"', did_you_mean(name, base.objectives)
+            )
+    mine, theirs = stage.ensemble, base.ensemble
+    if mine and (theirs is None or (mine.members, mine.of) != (theirs.members, theirs.of)):
+        has = f"{theirs.members} members of {theirs.of}" if theirs else "one member"
+        yield Fault(
+            index, "ensemble", f"that reward model has {has}, not {mine.members} of {mine.of}", "name its own members"
+        )
 
 
 def _reference_fault(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -67,7 +68,7 @@ def make_data(data: Config, seed: int, folder: Path, steps: Sequence[Step]) -> d
 def check_counts(made: Mapping[str, Any], steps: Sequence[Step]) -> None:
     """DataError naming every stage that has nothing to work on."""
     lacking = [
-        f"{step.id} needs {need.replace('_train', '').replace('_', ' for ')}"
+        f"{step.id} needs {' or '.join(map(_in_words, need.split(' or ')))}"
         for step in steps
         if step.node is not None
         for need in needs(step.node.config)
@@ -78,11 +79,21 @@ def check_counts(made: Mapping[str, Any], steps: Sequence[Step]) -> None:
         unpaired = [step.id for step in steps if step.node and getattr(step.node.config, "paired", False)]
         if unpaired and made["verdicts_train"] and not made["preferences_train"]:
             hint = f"single verdicts have no pairs to compare; KTO learns from them: {unpaired[0]}.method=kto"
+        objectives = [m[1] for name in made if (m := re.fullmatch(r"preferences_(.+)_test", name))]
+        if objectives and " about " in lacking[0]:
+            hint = f"the data name {', '.join(objectives)}; data.objectives or a column `objective` says what was asked"
         there = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in made.items() if n) or "nothing"
         raise DataError(
             f"the data lack what the recipe trains on: {'; '.join(dict.fromkeys(lacking))} (there is {there})",
             hint=hint,
         )
+
+
+def _in_words(need: str) -> str:
+    """preferences_kindness_test → preferences about kindness for test."""
+    what, split = need.rsplit("_", 1)
+    purpose, _, objective = what.partition("_")
+    return purpose + f" about {objective}" * bool(objective) + f" for {split}" * (split != "train")
 
 
 def needs(config: AnyStage) -> Sequence[str]:

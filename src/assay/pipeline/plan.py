@@ -15,7 +15,7 @@ from typing import Any
 
 from assay.data.prepared import Prepared
 from assay.pipeline.artifacts import Store, resumable
-from assay.pipeline.inputs import counts, prepare
+from assay.pipeline.inputs import check_counts, counts, prepare
 from assay.pipeline.recipe import NamedRecipe
 from assay.pipeline.runner import Request, selected
 from assay.pipeline.steps import DATA, Step, is_hub_id
@@ -55,6 +55,7 @@ def plan(named: NamedRecipe, request: Request) -> dict[str, Any]:
     store = Store(Path(named.recipe.runs_dir))
     found = store.get(steps[0].identity.id)
     data = Prepared.load(found.folder) if found else prepare(named.recipe.data, steps[0].identity.seed)
+    check_counts(counts(data), steps)
     nodes = {step.id: step for step in steps}
     stages = [_stage(step, nodes, store, data) for step in steps if step.id != DATA]
     known = [stage["memory_mb"] for stage in stages if stage["memory_mb"]]

@@ -38,6 +38,11 @@ class Generation:
         return Row([*self.prompt_ids, *self.ids], len(self.prompt_ids))
 
     @property
+    def whole(self) -> bool:
+        """Whether it has text and ended by itself: a reward model has seen no other, and none should be imitated."""
+        return bool(self.text) and self.finish == "stop"
+
+    @property
     def completion(self) -> Completion:
         """The response as plain text, for evaluation."""
         return Completion(self.prompt, self.text, self.finish, len(self.ids))

@@ -57,7 +57,7 @@ class Answers:
     @property
     def whole_PK(self) -> Tensor:
         """True where the answer has text and ended by itself."""
-        return torch.tensor([[bool(g.text) and g.finish == "stop" for g in row] for row in self.generations])
+        return torch.tensor([[g.whole for g in row] for row in self.generations])
 
     @property
     def logprobs_PK(self) -> Tensor:

@@ -239,7 +239,7 @@ def importance_weighted(
 ) -> Tensor:
     """Advantages times the truncated importance weight of their token, where the recipe asks for it, [B, R].
 
-    Every surrogate is proportional to its advantage, so this weighs the surrogate, and not the KL or the entropy.
+    These surrogates are proportional to their advantage, so this weighs them, and not the KL or the entropy.
     """
     if config.importance_cap is None:
         return advantages_BR

@@ -184,8 +184,8 @@ def compare_answers(
     scores = reward(asked, texts, [answer.finish for answer in given])
     pairs = []
     for start in range(0, len(asked), config.answers):
-        worst, *_, best = sorted(range(start, start + config.answers), key=scores.__getitem__)
-        if scores[best] > scores[worst]:
+        worst, *_, best = sorted(range(start, start + config.answers), key=lambda i: (given[i].whole, scores[i]))
+        if given[best].whole and scores[best] > scores[worst]:
             pairs.append((given[best].row, given[worst].row))
     measured = {"objective/reward": loop.mean(scores), "objective/compared": len(pairs) / len(prompts)}
     if inputs.truth:

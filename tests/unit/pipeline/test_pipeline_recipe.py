@@ -136,7 +136,7 @@ def test_the_run_folder_depends_on_what_determines_the_result_only(tmp_path: Pat
 
     assert folder().startswith("mine-")
     assert folder("runs_dir=elsewhere", "track=[wandb]", "device=cpu") == folder()
-    assert len({folder(), folder("seed=1"), folder("ppo.episodes=8"), folder("data.documents=5")}) == 4
+    assert len({folder(), folder("seed=1"), folder("ppo.episodes=256"), folder("data.documents=5")}) == 4
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,11 @@ class TrainingConfig(StageConfig):
     checkpoint_every: PositiveInt = Field(default=50, description="optimizer steps between checkpoints")
 
 
+def changed(config: Config, name: str) -> bool:
+    """Whether a setting is not the default: one that would do nothing here must not look as if it did."""
+    return getattr(config, name) != type(config).model_fields[name].default
+
+
 def fill_in(given: Any, field: str, presets: Mapping[str, Mapping[str, Any]], *, default: str) -> Any:
     """Settings as given, with those that their preset chooses where nothing is set. For a `before` validator."""
     if not isinstance(given, dict):

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from assay.config import StageRef
 from assay.models.config import LoraConfig
 from assay.rollout.config import SamplingParams
-from assay.stages.config.common import POLICY, Fraction, OptimConfig, TrainingConfig, fill_in
+from assay.stages.config.common import POLICY, Fraction, OptimConfig, TrainingConfig, changed, fill_in
 
 
 class SamplingStageConfig(TrainingConfig):
@@ -60,6 +60,7 @@ class SamplingStageConfig(TrainingConfig):
     importance_cap: PositiveFloat | None = Field(
         default=None, description="weights min(π_old / π_sampler, cap), for a sampler that differs from the trainer"
     )
+    checkpoint_every: PositiveInt = Field(default=4, description="iterations between checkpoints")
     kl_coef: NonNegativeFloat = Field(
         default=0.05, description="β of the KL penalty, in normalised reward units per nat; the start of a moving one"
     )
@@ -68,8 +69,8 @@ class SamplingStageConfig(TrainingConfig):
     kl_final: NonNegativeFloat | None = Field(default=None, description="β goes in a line from kl_coef to this")
     kl_loss: Literal["k2", "k3"] | None = Field(
         default=None,
-        description="KL as a term of the loss, not of the reward: k2 of the whole response has the right gradient; k3 "
-        "per token, as GRPO was published, has not (2506.09477)",
+        description="KL as a term of the loss, not of the reward: k2 of the whole response has the right gradient (in "
+        "the first step of a batch exactly); k3 per token, as GRPO was published, has not (2506.09477)",
     )
     kl_stop: PositiveFloat | None = Field(
         default=0.1, description="inner epochs stop once KL(old ‖ new) per token exceeds this"
@@ -103,18 +104,34 @@ class SamplingStageConfig(TrainingConfig):
                 "sampling: the policy is trained on the distribution it samples; leave top_p, top_k, "
                 "repetition_penalty and no_repeat_ngram off, and temperature above 0"
             )
-        if self.ratio != "token" and self.aggregation != "sequence_mean":
-            raise ValueError(f"ratio: {self.ratio} is one number a response; it needs aggregation: sequence_mean")
-        if self.ratio != "token" and self.surrogate == "cispo":
-            raise ValueError("surrogate: cispo weighs tokens; it needs ratio: token")
-        if self.importance_cap is not None and self.ratio != "token":
-            raise ValueError(f"importance_cap weighs tokens; ratio: {self.ratio} is one number a response")
-        if self.dual_clip is not None and self.surrogate != "clip":
-            raise ValueError(f"dual_clip bounds the clipped surrogate; surrogate: {self.surrogate} has none")
-        if self.kl_target is not None and self.kl_final is not None:
-            raise ValueError("kl_target adapts β and kl_final schedules it; keep one of them")
-        if self.minibatches > self.batch_size:
-            raise ValueError(f"minibatches: {self.minibatches} out of batch_size: {self.batch_size} episodes")
+        faults = {
+            f"ratio: {self.ratio} is one number a response; it needs aggregation: sequence_mean": self.ratio != "token"
+            and self.aggregation != "sequence_mean",
+            "surrogate: cispo weighs tokens; it needs ratio: token": self.ratio != "token"
+            and self.surrogate == "cispo",
+            f"importance_cap weighs tokens; ratio: {self.ratio} is one number a response": self.ratio != "token"
+            and self.importance_cap is not None,
+            "importance_cap weighs advantages, and surrogate: penalty has a term without one": self.surrogate
+            == "penalty"
+            and self.importance_cap is not None,
+            f"dual_clip bounds the clipped surrogate; surrogate: {self.surrogate} has none": self.surrogate != "clip"
+            and self.dual_clip is not None,
+            f"surrogate: {self.surrogate} clips nothing, so leave out clip_high": self.surrogate in ("plain", "penalty")
+            and self.clip_high is not None,
+            f"penalty_coef is for surrogate: penalty, not {self.surrogate}": self.surrogate != "penalty"
+            and changed(self, "penalty_coef"),
+            "kl_target adapts β and kl_final schedules it; keep one of them": self.kl_target is not None
+            and self.kl_final is not None,
+            "kl_target multiplies β, and kl_coef: 0 stays 0; give kl_coef a start": self.kl_target is not None
+            and self.kl_coef == 0,
+            "kl_horizon is for kl_target": self.kl_target is None and changed(self, "kl_horizon"),
+            f"minibatches: {self.minibatches} out of batch_size: {self.batch_size} episodes": self.minibatches
+            > self.batch_size,
+            f"episodes: {self.episodes} are less than one batch; lower batch_size ({self.batch_size})": self.episodes
+            < self.batch_size,
+        }
+        if found := [what for what, wrong in faults.items() if wrong]:
+            raise ValueError("; ".join(found))
         return self
 
 
@@ -141,10 +158,10 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "aggregation": "sequence_mean",
     },
     "grpo": {"baseline": "mean", "scale": "group", "aggregation": "sequence_mean", "kl_loss": "k2"},
-    "dr_grpo": {"baseline": "mean", "scale": "none", "aggregation": "constant", "kl_loss": "k2"},
+    "dr_grpo": {"baseline": "mean", "scale": "none", "aggregation": "constant", "kl_coef": 0.0},
     "dapo": {
         "baseline": "mean", "scale": "group", "aggregation": "token_mean", "clip_high": 0.28, "resample": 3,
-        "overlong": 0.2, "kl_coef": 0.0,
+        "overlong": 0.2, "missing_eos": "none", "kl_coef": 0.0,
     },
     "gspo": {
         "baseline": "mean", "scale": "group", "ratio": "sequence", "aggregation": "sequence_mean", "kl_loss": "k2",
@@ -166,7 +183,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 """What each name chooses; any of it may be set otherwise. Sources: REINFORCE, Williams 1992; RLOO, 2402.14740; GRPO,
 2402.03300; Dr.GRPO, 2503.20783; DAPO, 2503.14476; GSPO, 2507.18071; CISPO, 2506.13585; REINFORCE++, 2501.03262; ReMax,
 2310.10505. Where a KL is part of the loss, it is the k2 of the response, whose gradient is right; published GRPO has
-`kl_loss: k3`."""
+`kl_loss: k3`. Published RLOO takes one step a batch and clips nothing: `surrogate: plain, minibatches: 1`; here it has
+PPO's clip, on the ratio of the whole response, so that a batch serves for more. CISPO names no bound: 0.28 is
+DAPO's."""
 
 
 class GroupConfig(SamplingStageConfig):

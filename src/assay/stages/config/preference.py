@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from assay.config import StageRef
 from assay.models.config import LoraConfig
 from assay.rollout.config import SamplingParams
-from assay.stages.config.common import POLICY, OptimConfig, Part, TrainingConfig, fill_in
+from assay.stages.config.common import POLICY, OptimConfig, Part, TrainingConfig, changed, fill_in
 
 Method = Literal[
     "dpo", "cdpo", "robust", "ipo", "hinge", "slic", "simpo", "orpo", "kto", "cpo", "rpo", "ldpo"
@@ -104,6 +104,13 @@ class PreferenceConfig(TrainingConfig):
             "desirable_weight is for loss kto": self.paired and self.desirable_weight != 1,
             "sampling: the KL is that of the policy itself; leave top_p, top_k, repetition_penalty and no_repeat_ngram "
             "off, and temperature above 0": not self.sampling.unrestricted,
+            "alpha is for link: alpha": self.link != "alpha" and changed(self, "alpha"),
+            "robust corrects for wrong labels: give label_smoothing, their share": self.loss == "robust"
+            and self.label_smoothing == 0,
+            "answers and round_prompts are for rounds": self.rounds == 0
+            and (changed(self, "answers") or changed(self, "round_prompts")),
+            "link log_odds is of the mean token: length_normalised: true": self.link == "log_odds"
+            and not self.length_normalised,
             "rounds need `reward`, the reward model that labels their answers": self.rounds > 0 and not self.reward,
         }
         if found := [what for what, wrong in faults.items() if wrong]:

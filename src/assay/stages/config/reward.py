@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from assay.config import Config, StageRef
 from assay.models.config import LoraConfig
-from assay.stages.config.common import Part, TrainingConfig
+from assay.stages.config.common import Part, TrainingConfig, changed
 
 
 class EnsembleConfig(Config):
@@ -70,6 +70,8 @@ class RewardConfig(TrainingConfig):
             raise ValueError("trained: true needs `base`, the finished reward model")
         if self.objectives and not any(self.objectives.values()):
             raise ValueError("objectives: all weights are 0, so every response would have the same reward")
+        if self.steps and any(changed(self, name) for name in ("margin", "centring", "label_smoothing")):
+            raise ValueError("steps: judged steps are no pairs, so leave out margin, centring and label_smoothing")
         if self.steps and (self.objectives or self.ensemble):
             raise ValueError("steps: a process reward model has one score, so leave out objectives and ensemble")
         if self.ensemble and self.ensemble.of == "adapters" and self.lora is None and not self.trained:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from scipy.stats import t as student
 
@@ -69,8 +70,8 @@ def methods(run: RunFiles) -> list[Method]:
     """Every way of training in the run; stages that differ in their seed alone are one."""
     named: dict[str, Method] = {}
     for stage in run.of_kind(*POLICIES):
-        siblings = [other for other in run.of_kind(*POLICIES) if family(other.id) == family(stage.id)]
-        name = family(stage.id) if len(siblings) > 1 else stage.id
+        siblings = [other for other in run.of_kind(*POLICIES) if training(other) == training(stage)]
+        name = SEED.sub("", stage.id) if len(siblings) > 1 else stage.id
         sizes = sorted(int(found[1]) for key in stage.metrics if (found := BEST_OF.fullmatch(key)))
         for n in sizes:
             of = f"{name}, n = {n}"
@@ -80,9 +81,10 @@ def methods(run: RunFiles) -> list[Method]:
     return list(named.values())
 
 
-def family(stage: str) -> str:
-    """`grpo` for grpo-1, grpo-2 …"""
-    return SEED.sub("", stage)
+def training(stage: StageFiles) -> tuple[str, dict[str, Any]]:
+    """What makes a stage another way of training: all settings but the seed, and the name that they belong to."""
+    settings = stage.manifest.get("config", {})
+    return SEED.sub("", stage.id), {name: settings[name] for name in settings if name not in ("id", "seed")}
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -29,7 +29,8 @@ from assay.data.pack import collate
 from assay.data.prepare import prepare_files
 from assay.data.prepared import Prepared
 from assay.data.render import Renderer, encode_all
-from assay.data.tokens import Rendered, render
+from assay.data.stored import batched
+from assay.data.tokens import TOGETHER, Rendered, render
 from assay.models.backbone import load_tokenizer
 from assay.models.scratch import train_tokenizer
 from assay.pipeline.environment import PeakMemory
@@ -104,9 +105,13 @@ def tokenise(folder: Path) -> dict[str, float]:
     """Rows of all training pairs; beside it what the tokenizers library does with the same texts and nothing else."""
     renderer, data = opened(folder)
     sample = data.preferences.train[:SAMPLE]
-    pieces = renderer.pieces([(pair.prompt, reply) for pair in sample for reply in (pair.chosen, pair.rejected)])
+    pieces = [
+        renderer.pieces([(pair.prompt, reply) for pair in part for reply in (pair.chosen, pair.rejected)])
+        for part in batched(sample, TOGETHER)
+    ]
     began = time.perf_counter()
-    encode_all(renderer.tokenizer, pieces)
+    for texts in pieces:
+        encode_all(renderer.tokenizer, texts)
     bare = time.perf_counter()
     render(renderer, sample)
     ours = time.perf_counter()

@@ -8,6 +8,7 @@ VENV    ?= .venv
 TESTS   ?= tests
 DATA    ?= ../shared/data/hh-rlhf
 WORKERS ?= 2
+ROWS    ?= 1000000
 
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -21,7 +22,7 @@ export HF_HUB_OFFLINE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare
-.PHONY: bench bench-quick bench-scaling
+.PHONY: bench bench-quick bench-scaling bench-data
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -81,6 +82,9 @@ bench-quick: $(VENV)/.installed ## the same with the smallest model, one step, o
 
 bench-scaling: $(VENV)/.installed ## how the time of a step grows with every size: docs/results/scaling.md
 	$(BIN)/python -m bench.scaling
+
+bench-data: $(VENV)/.installed ## prepare ROWS preference pairs, DATA=folder of HH-RLHF: docs/results/data_scale.md
+	$(BIN)/python -m bench.data_scale '$(DATA)' --rows $(ROWS)
 
 clean: ## remove the environment and every cache, but no run
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

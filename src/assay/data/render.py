@@ -98,13 +98,16 @@ class Renderer:
 
     def rows(self, asked: Sequence[tuple[Prompt, str]]) -> list[Row | None]:
         """`row` of each; the texts are encoded in one call, which the tokenizer spreads over the cores."""
-        pieces = {piece for prompt, _ in asked for piece in self._pieces(prompt.messages)}
-        pieces |= {self._reply(response) for _, response in asked}
-        self._known = encode_all(self.tokenizer, pieces)
+        self._known = encode_all(self.tokenizer, self.pieces(asked))
         try:
             return [self.row(prompt, response) for prompt, response in asked]
         finally:
             self._known = {}
+
+    def pieces(self, asked: Sequence[tuple[Prompt, str]]) -> set[Piece]:
+        """The texts that these rows are made of, each once."""
+        said = {piece for prompt, _ in asked for piece in self._pieces(prompt.messages)}
+        return said | {self._reply(response) for _, response in asked}
 
     def steps(self, prompt: Prompt, steps: Sequence[str]) -> tuple[Row, list[int]] | None:
         """Prompt and steps, each on a line of its own, as one row without an end token, and where each step ends.

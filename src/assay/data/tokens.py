@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 from zipfile import BadZipFile
 
 import numpy as np
@@ -48,7 +48,7 @@ class Rendered:
 
     def counts(self) -> Ints:
         """How many rows each item has."""
-        return self._sums(self.lengths > 0)
+        return self._sums((self.lengths > 0).astype(np.int64))
 
     def tokens(self) -> Ints:
         """How many tokens the rows of each item have."""
@@ -57,7 +57,7 @@ class Rendered:
     def whole(self) -> Sequence[Row]:
         """All rows that there are."""
         there = np.flatnonzero(self.lengths)
-        return Lazily(there, self.rows.__getitem__, self.lengths[there])  # pyright: ignore[reportArgumentType]
+        return Lazily(there, cast("Callable[[int], Row]", self.rows.__getitem__), self.lengths[there])
 
     def _sums(self, values: Ints) -> Ints:
         return np.diff(np.concatenate([[0], np.cumsum(values)])[self.starts])

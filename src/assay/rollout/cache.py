@@ -69,6 +69,13 @@ class SlotLayer(CacheLayerMixin):
             setattr(new, name, joined)
         return new
 
+    def compact(self, sources: Tensor, targets: Tensor, rows: int) -> None:
+        """Copy rows into the places of others, and keep the first `rows`: no memory is asked for, and little moves."""
+        for name in ("keys", "values"):
+            held: Tensor = getattr(self, name)
+            held[targets, :, : self.length] = held[sources, :, : self.length]
+            setattr(self, name, held[:rows])
+
     def spread(self, places_BW: Tensor, *, room: int) -> SlotLayer:
         """Rows whose column w is the token at `places_BW[b, w]` of the flattened lines, and `room` free columns."""
         rows, width = places_BW.shape
@@ -100,6 +107,11 @@ class SlotCache(Cache):
     def length(self) -> int:
         """Columns filled."""
         return self.layers[0].length
+
+    def compact(self, sources: Tensor, targets: Tensor, rows: int) -> None:
+        """See `SlotLayer.compact`."""
+        for layer in self.layers:
+            layer.compact(sources, targets, rows)
 
     def spread(self, places_BW: Tensor, *, room: int) -> SlotCache:
         """See `SlotLayer.spread`."""

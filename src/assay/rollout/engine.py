@@ -1,9 +1,9 @@
 """Continuous batching over a preallocated key-value cache.
 
 Prompts are read as trees: each once, however many answers it is to have, and none padded to the longest. Each step
-runs the trunk on one token a row and the head on one state a row. Once a quarter of the rows have ended, waiting
-prompts take their place, or the batch shrinks. A sample's tokens depend on its prompt and its seed, not on who shares
-its batch.
+runs the trunk on one token a row and the head on one state a row. Ended rows make way: the last rows take their places,
+and once a quarter of the batch is free, waiting prompts are admitted. A sample's tokens depend on its prompt and its
+seed, not on who shares its batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from assay.rollout.sampler import Generation, NgramBlock, draw, penalise, unifor
 from assay.types import FinishReason, Prompt
 
 REFILL_BELOW = 0.75
-"""Ended rows make way once fewer than this share of the batch is alive, so that the cache is seldom copied."""
+"""Prompts are admitted once fewer than this share of the batch is alive, so that the cache is seldom copied."""
+COMPACT_BELOW = 0.9
+"""Ended rows make way once fewer than this share of them is alive."""
 
 
 @dataclass(slots=True)
@@ -65,23 +67,42 @@ class Slots:
     def alive(self) -> list[int]:
         return [row for row, sample in enumerate(self.samples) if sample.finish is None]
 
+    def compacted(self) -> Slots:
+        """Without the rows that have ended: the last of the others take their places."""
+        alive = self.alive
+        count = len(alive)
+        free = [row for row in range(count) if self.samples[row].finish is not None]
+        moved = alive[count - len(free) :]
+        order = list(range(count))
+        for place, row in zip(free, moved, strict=True):
+            order[place] = row
+        device = self.tokens.device
+        sources, targets = (torch.tensor(rows, dtype=torch.long, device=device) for rows in (moved, free))
+        self.cache.compact(sources, targets, count)
+        return self._of(order, self.cache, self.mask[torch.tensor(order, device=device)])
+
     def exchanged(self, new: Slots | None, params: SamplingParams) -> Slots:
-        """Without the rows that have ended, and with the rows of `new`."""
-        rows = self.alive
-        samples = [self.samples[row] for row in rows] + (new.samples if new else [])
-        index = torch.tensor(rows, device=self.tokens.device)
+        """Without the rows that have ended and the columns that nobody needs, and with the rows of `new`."""
+        rows, device = self.alive, self.tokens.device
         columns = max(self.samples[row].span for row in rows)
+        index = torch.tensor(rows, device=device)
         cache = self.cache.rebuilt(index, columns, new.cache if new else None, room=params.max_new_tokens)
-        spans = [sample.span for sample in samples]
+        spans = [sample.span for sample in ([self.samples[row] for row in rows] + (new.samples if new else []))]
+        mask = seen_columns(spans, cache.length, params.max_new_tokens, device)
+        return self._of(rows, cache, mask, new)
+
+    def _of(self, rows: list[int], cache: SlotCache, mask: Tensor, new: Slots | None = None) -> Slots:
+        """Some rows, and those of `new`."""
+        index = torch.tensor(rows, device=self.tokens.device)
 
         def joined(name: str) -> Tensor:
             mine = getattr(self, name)[index]
             return torch.cat([mine, getattr(new, name)]) if new else mine
 
         return Slots(
-            samples,
+            [self.samples[row] for row in rows] + (new.samples if new else []),
             cache,
-            seen_columns(spans, cache.length, params.max_new_tokens, self.tokens.device),
+            mask,
             joined("tokens"),
             joined("positions"),
             joined("uniform"),
@@ -144,13 +165,16 @@ class Engine:
         slots: Slots | None = None
         while True:
             alive = len(slots.alive) if slots else 0
-            # No row may pass the model's last position, not even one that has ended: then columns nobody needs go too.
-            if slots is None or alive < REFILL_BELOW * len(slots.samples) or slots.cache.length >= self.policy.context:
+            if slots is None or (waiting and alive < REFILL_BELOW * self.max_batch) or not alive:
                 admitted = [waiting.popleft() for _ in range(min(len(waiting), self.max_batch - alive))]
                 new = self._prefill(admitted, params, head) if admitted else None
                 slots = slots.exchanged(new, params) if slots and alive else new
                 if slots is None:
                     return
+            elif slots.cache.length >= self.policy.context:  # no row may pass the model's last position
+                slots = slots.exchanged(None, params)
+            elif alive < COMPACT_BELOW * len(slots.samples):
+                slots = slots.compacted()
             else:
                 self._step(slots, params, head)
 

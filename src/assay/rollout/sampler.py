@@ -71,7 +71,8 @@ def draw(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tuple[
     if params.greedy:
         tokens_B = logits_BV.argmax(-1)
         return tokens_B, logits_BV.log_softmax(-1).gather(1, tokens_B[:, None]).squeeze(1)
-    logits_BV = restrict(logits_BV / params.temperature, params)
+    scaled_BV = logits_BV if params.temperature == 1 else logits_BV / params.temperature
+    logits_BV = restrict(scaled_BV, params)
     rows, vocabulary = logits_BV.shape
     blocks = -(-vocabulary // BLOCK)
     weights_BV = logits_BV.new_zeros(rows, blocks * BLOCK)

@@ -195,25 +195,27 @@ def test_looking_at_the_validation_pairs_teaches_nothing(sft_folder: Path, tmp_p
 
 def test_of_the_answers_to_a_prompt_the_best_is_held_against_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
     worth = {"so-so": 1.0, "bad": 0.0, "good": 2.0, "equal": 1.0}
-    said = ["so-so", "bad", "good", "equal", "equal", "equal"]
+    said = ["so-so", "bad", "good", "equal", "equal", "equal", "good", "so-so", "bad"]
+    cut_off = (6, 8)
 
     def sample(engine: object, asked: list[Prompt], params: object, seed: int) -> list[Generation]:
         return [
-            Generation(q, [1], [10 + i], [0.0], text, "stop")
+            Generation(q, [1], [10 + i], [0.0], text, "length" if i in cut_off else "stop")
             for i, (q, text) in enumerate(zip(asked, said, strict=True))
         ]
 
     monkeypatch.setattr(collect, "sample", sample)
     examples, measured = preference.compare_answers(
         cast("Any", None),
-        QUESTIONS[:2],
+        QUESTIONS[:3],
         lambda prompts, responses, finishes: [worth[text] for text in responses],
         StageInputs(toy_data(), ""),
         settings(reward="reward", rounds=1, answers=3),
         seed=0,
     )
-    assert [(e.row.ids, e.other.ids) for e in examples] == [([1, 12], [1, 11])]  # equal answers teach nothing
-    assert measured == {"objective/reward": 1.0, "objective/compared": 0.5}
+    # Equal answers teach nothing, and one that was cut off is no example to follow, whatever its score.
+    assert [(e.row.ids, e.other.ids) for e in examples] == [([1, 12], [1, 11]), ([1, 17], [1, 18])]
+    assert measured == {"objective/reward": 1.0, "objective/compared": pytest.approx(2 / 3)}
 
 
 def test_every_round_has_its_own_prompts_noise_and_rates_and_the_same_reference(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests.proof.test_proof_presets import BETA, COMPOSED, Given, episodes
 
-from assay.stages.online import policy_step
+from assay.stages.policy_step import policy_step
 
 GOLDEN = Path(__file__).with_name("presets.json")
 STEPS, RATE = 10, 0.5

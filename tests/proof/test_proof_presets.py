@@ -17,7 +17,7 @@ from assay.rollout.collect import Experience
 from assay.rollout.config import SamplingParams
 from assay.stages.config import GroupConfig, PPOConfig
 from assay.stages.config.policy import METHODS, SamplingStageConfig
-from assay.stages.online import policy_step
+from assay.stages.policy_step import policy_step
 
 LENGTHS = (4, 1, 3, 2)
 LONGEST = 7

@@ -25,7 +25,8 @@ from assay.rollout.collect import Experience, Rollouts, joined
 from assay.stages import loop
 from assay.stages.config import GroupConfig
 from assay.stages.context import RunContext, StageInputs
-from assay.stages.online import Online, importance_weighted, policy_step
+from assay.stages.online import Online
+from assay.stages.policy_step import importance_weighted, policy_step
 
 
 def run(config: GroupConfig, inputs: StageInputs, ctx: RunContext) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from torch import Tensor
 from assay import rng
 from assay.algorithms import masked, policy_loss
 from assay.algorithms.advantages import missing_eos_scores
-from assay.algorithms.kl import AdaptiveKL, FixedKL, ScheduledKL, k1, sequence_k2, sequence_kl, token_k3
-from assay.models.roles import Policy, SamplingRoles
+from assay.algorithms.kl import AdaptiveKL, FixedKL, ScheduledKL, k1, sequence_kl
+from assay.models.roles import SamplingRoles
 from assay.rewards.learned import LearnedReward
 from assay.rollout import collect
-from assay.rollout.collect import Experience, Rollouts
+from assay.rollout.collect import Rollouts
 from assay.rollout.engine import Engine
 from assay.stages import compared, loop
 from assay.stages.config.policy import SamplingStageConfig
@@ -232,73 +232,3 @@ def kl_controller(config: SamplingStageConfig, coef: float, done: int) -> FixedK
     if config.kl_final is not None:
         return ScheduledKL(coef, config.kl_final, config.iterations - 1 - done)
     return FixedKL(coef)
-
-
-def importance_weighted(
-    advantages_BR: Tensor, rollouts: Rollouts, old_BR: Tensor, config: SamplingStageConfig
-) -> Tensor:
-    """Advantages times the truncated importance weight of their token, where the recipe asks for it, [B, R].
-
-    These surrogates are proportional to their advantage, so this weighs them, and not the KL or the entropy.
-    """
-    if config.importance_cap is None:
-        return advantages_BR
-    mask_BR, cap = rollouts.mask_BR, config.importance_cap
-    return advantages_BR * policy_loss.importance_weights(old_BR, rollouts.logprobs_BR, mask_BR, cap=cap)
-
-
-def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, kl_coef: float) -> dict[str, float]:
-    """Gradient of one optimizer step: Σ w·(surrogate + β·KL − entropy bonus), a micro-batch at a time."""
-    longest = config.sampling.max_new_tokens
-    weights_BR = policy_loss.aggregation_weights(batch.mask_BR, config.aggregation, max_tokens=longest)
-    batch = batch.weighted(weights_BR)
-    if config.kl_loss is None and not config.entropy_coef and config.surrogate != "penalty":
-        batch = batch.take(batch.with_signal())  # the others' gradient is 0, and the denominators are fixed by now
-    tokens = int(batch.mask_BR.sum())
-    sums: dict[str, Tensor] = {}
-    error = torch.zeros((), device=batch.mask_BR.device)
-    for rows in batch.parts(policy.budget, config.micro_batch_size):
-        scored = policy.logprobs(
-            rows.tokens(policy.pad_id), temperature=config.sampling.temperature, entropy=config.entropy_coef > 0
-        )
-        loss, measured = policy_loss.surrogate_loss(
-            scored.logprobs_BR,
-            rows.logprobs_BR,
-            rows.advantages_BR,
-            rows.mask_BR,
-            rows.weights_BR,
-            clip_low=config.clip,
-            clip_high=config.clip_high or config.clip,
-            kind=config.surrogate,
-            level=config.ratio,
-            bound=config.dual_clip,
-            drift_coef=config.penalty_coef,
-        )
-        if config.kl_loss is not None:
-            loss = loss + kl_coef * kl_loss(scored.logprobs_BR, rows, config)
-        if scored.entropy_BR is not None:
-            bonus = policy_loss.entropy_loss(scored.entropy_BR, rows.mask_BR, rows.weights_BR)
-            loss = loss + config.entropy_coef * bonus
-        loss.backward()
-        loop.add_to(sums, {"loss": loss.detach(), **measured})
-        error = torch.maximum(error, policy_loss.ratio_error(scored.logprobs_BR, rows.logprobs_BR, rows.mask_BR))
-    return {
-        "policy/loss": sums["loss"].item(),
-        "policy/clipfrac_avg": sums["clipfrac"].item() / tokens,
-        "policy/approxkl_avg": sums["approxkl"].item() / tokens,
-        "policy/ratio_error": error.item(),
-    }
-
-
-def kl_loss(logprobs_BR: Tensor, rows: Experience, config: SamplingStageConfig) -> Tensor:
-    """KL to the reference as a loss: k2 of whole responses, or k3 token by token, weighed as the surrogate's gradient.
-
-    A trajectory's ratio stands at each of its tokens: its gradient counts |y| times over, and so must the KL.
-    """
-    weights_BR = rows.weights_BR
-    if config.ratio == "trajectory":
-        weights_BR = weights_BR * rows.mask_BR.sum(dim=1, keepdim=True)
-    if config.kl_loss == "k3":
-        return (weights_BR * token_k3(logprobs_BR, rows.reference_BR, rows.mask_BR)).sum()
-    weights_B = weights_BR.amax(dim=1)  # every aggregation weighs the tokens of one response alike
-    return (weights_B * sequence_k2(logprobs_BR, rows.reference_BR, rows.mask_BR)).sum()

@@ -25,7 +25,8 @@ from assay.rollout.collect import Experience, Rollouts
 from assay.stages import loop
 from assay.stages.config import PPOConfig
 from assay.stages.context import RunContext, StageInputs
-from assay.stages.online import Online, importance_weighted, policy_step
+from assay.stages.online import Online
+from assay.stages.policy_step import importance_weighted, policy_step
 
 
 def run(config: PPOConfig, inputs: StageInputs, ctx: RunContext) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from assay.stages import group, ppo
 from assay.stages.config import GroupConfig, PPOConfig
 from assay.stages.config.policy import METHODS
 from assay.stages.context import StageInputs
-from assay.stages.online import importance_weighted
+from assay.stages.policy_step import importance_weighted
 from assay.types import Prompt
 
 SETTINGS = {

@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from assay.tracking.report import frontier
-from assay.tracking.report.frontier import Method, mean_interval
+from assay.tracking.report.frontier import Method
 from assay.tracking.report.run_files import read_run
 
 MEASURES = {"truth": "true worth of an answer", "win_rate": "win rate against the SFT model"}
@@ -62,8 +62,9 @@ Wins are judged by {judged}.
 
 {common.table(frontier.COLUMNS, [frontier.row(method) for method in methods])}
 All start from one SFT model and answer the same held-out prompts. Means over the seeds; brackets are 95 % intervals of
-the mean over seeds (Student's t), which do not hold the chance of the prompts. KL is of a whole answer. Time and memory
-are a seed's; best-of-n trains nothing, and pays its n samples with every answer for ever.
+the mean over seeds (Student's t), which do not hold the chance of the prompts; where there is one seed, that of its win
+rate is over the prompts, and does not hold the chance of seeds. KL is of a whole answer. Time and memory are a seed's;
+best-of-n trains nothing, and pays its n samples with every answer for ever.
 """
 
 
@@ -72,13 +73,13 @@ def verdicts(methods: Sequence[Method]) -> list[str]:
     said: dict[str, list[str]] = {"wins": [], "is not told": [], "loses": []}
     for method in methods:
         if method.win_rate:
-            mean, low, high = mean_interval(method.win_rate)
-            settled = len(method.win_rate) > 1
+            mean, low, high = method.interval("win_rate")
+            settled = low < high
             which = "wins" if settled and low > 0.5 else "loses" if settled and high < 0.5 else "is not told"
             said[which].append(f"{method.name} ({common.percent(mean)})")
     endings = {
         "wins": "win against the SFT model",
-        "is not told": "cannot be told from it by these seeds",
+        "is not told": "cannot be told from it",
         "loses": "lose against it",
     }
     return [f"{', '.join(names)} {endings[which]}." for which, names in said.items() if names]
@@ -102,7 +103,7 @@ def draw(panel: Axes, methods: Sequence[Method], name: str) -> None:
     for number, method in enumerate(methods):
         values = getattr(method, name)
         if values:
-            mean, low, high = mean_interval(values)
+            mean, low, high = method.interval(name)
             kl = sum(method.kl) / len(method.kl)
             panel.plot([kl, kl], [low, high], color=f"C{number % 10}", linewidth=0.8)
             panel.plot(kl, mean, "o", color=f"C{number % 10}")

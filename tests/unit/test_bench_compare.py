@@ -13,10 +13,11 @@ def test_only_an_interval_on_one_side_of_a_half_decides() -> None:
         Method("torn", kl=[1.0, 1.1, 1.2], win_rate=[0.45, 0.70, 0.60]),
         Method("worse", kl=[1.0, 1.1, 1.2], win_rate=[0.30, 0.32, 0.31]),
         Method("once", kl=[1.0], win_rate=[0.99]),
+        Method("once, many prompts", kl=[1.0], win_rate=[0.60], over_prompts=(0.55, 0.65)),
     ]
     assert verdicts(methods) == [
-        "sure (81.0 %) win against the SFT model.",
-        "torn (58.3 %), once (99.0 %) cannot be told from it by these seeds.",
+        "sure (81.0 %), once, many prompts (60.0 %) win against the SFT model.",
+        "torn (58.3 %), once (99.0 %) cannot be told from it.",
         "worse (31.0 %) lose against it.",
     ]
 

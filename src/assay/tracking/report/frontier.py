@@ -28,6 +28,8 @@ class Method:
     kl: list[float] = field(default_factory=list)
     truth: list[float] = field(default_factory=list)
     win_rate: list[float] = field(default_factory=list)
+    over_prompts: tuple[float, float] | None = None
+    """Bounds of the last seed's win rate, by its prompts: all there is to go by where there is one seed."""
     samples: str = ""
     """What a seed learned from: answers it sampled, or examples of the data."""
     seconds: list[float] = field(default_factory=list)
@@ -39,12 +41,21 @@ class Method:
             value = stage.get(f"{prefix}{name}")
             if value is not None:
                 column.append(value)
+        low, high = (stage.get(f"{prefix}win_rate_{bound}") for bound in ("low", "high"))
+        self.over_prompts = (low, high) if low is not None and high is not None else None
         sampled = stage.get("samples") or stage.get("episodes")
         compared = stage.get("examples")
         self.samples = f"{count(sampled)} answers" if sampled else f"{count(compared)} examples" if compared else ""
         for column, name in ((self.seconds, "wall_s"), (self.memory_mb, "peak_rss_mb")):
             if stage.manifest.get(name) is not None:
                 column.append(float(stage.manifest[name]))
+
+    def interval(self, name: str) -> tuple[float, float, float]:
+        """Mean of the list of that name with its 95 % interval: over the seeds, or over the prompts of the only one."""
+        values: list[float] = getattr(self, name)
+        if name == "win_rate" and len(values) == 1 and self.over_prompts:
+            return values[0], *self.over_prompts
+        return mean_interval(values)
 
 
 def frontier_section(run: RunFiles) -> Section | None:
@@ -60,7 +71,10 @@ def frontier_section(run: RunFiles) -> Section | None:
         )
         if any(getattr(method, name) for method in found)
     ]
-    note = "Means over the seeds; brackets are 95 % intervals of the mean (Student’s t). Time and memory are a seed’s."
+    note = (
+        "Means over the seeds; brackets are 95 % intervals of the mean (Student’s t), or, of the win rate of a single "
+        "seed, over its prompts. Time and memory are a seed’s."
+    )
     blocks = [Charts("", charts, wide=True), Table("", COLUMNS, [row(method) for method in found], note)]
     lead = f"{len(found)} methods, from the same model, on the same held-out prompts."
     return Section("frontier", "The methods beside each other", lead, blocks)
@@ -101,7 +115,7 @@ def _marks(found: Sequence[Method], name: str) -> Iterator[Mark]:
     for method in found:
         values: list[float] = getattr(method, name)
         if values and method.kl:
-            mean, low, high = mean_interval(values)
+            mean, low, high = method.interval(name)
             seeds = list(zip(method.kl, values, strict=False))
             yield Mark(method.name, sum(method.kl) / len(method.kl), mean, low, high, seeds)
 
@@ -109,19 +123,19 @@ def _marks(found: Sequence[Method], name: str) -> Iterator[Mark]:
 def row(method: Method) -> list[str]:
     """What COLUMNS say of a method."""
 
-    def said(values: Sequence[float], *, share: bool = False) -> str:
-        if not values:
+    def said(name: str, *, share: bool = False) -> str:
+        if not getattr(method, name):
             return "–"
         write = percent if share else number
-        mean, low, high = (round(value, 6) for value in mean_interval(values))
+        mean, low, high = (round(value, 6) for value in method.interval(name))
         return write(mean) if low == high else f"{write(mean)} ({write(low)} to {write(high)})"
 
     return [
         method.name,
         count(len(method.kl)),
-        said(method.truth),
-        said(method.win_rate, share=True),
-        said(method.kl),
+        said("truth"),
+        said("win_rate", share=True),
+        said("kl"),
         method.samples or "–",
         duration(sum(method.seconds) / len(method.seconds)) if method.seconds else "–",
         f"{count(round(max(method.memory_mb)))} MB" if method.memory_mb else "–",

@@ -57,8 +57,9 @@ def _methods_headline(compared: Sequence[Method]) -> str:
     """Which of several methods wins most, and whether its lead is more than the seeds' scatter."""
     ranked = sorted(compared, key=lambda method: -mean_interval(method.win_rate)[0])
     first, second = ranked[:2]
-    rate, low, high = mean_interval(first.win_rate)
-    said = f"{percent(rate)} of comparisons" + (f" ({percent_range(low, high)} over seeds)" if low < high else "")
+    rate, low, high = first.interval("win_rate")
+    over = "seeds" if len(first.win_rate) > 1 else "prompts"
+    said = f"{percent(rate)} of comparisons" + (f" ({percent_range(low, high)} over {over})" if low < high else "")
     runner_up = f"{second.name} follows with {percent(mean_interval(second.win_rate)[0])}"
     return f"Of {len(compared)} methods, {first.name} beats the model it started from most: in {said}. {runner_up}."
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import peft
 import pytest
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -21,13 +21,13 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def layer_of(kind: str, dropout: float = 0.0) -> LoraLayer:
+def layer_of(kind: str, dropout: float = 0.0) -> Any:
     """A frozen layer with two adapters that both do something."""
     torch.manual_seed(0)
     config = peft.LoraConfig(
         r=RANK, lora_alpha=3, lora_dropout=dropout, target_modules=["only"], fan_in_fan_out=kind == "conv1d"
     )
-    model = peft.get_peft_model(nn.ModuleDict({"only": KINDS[kind]()}), config, adapter_name="one")  # pyright: ignore
+    model: Any = peft.get_peft_model(nn.ModuleDict({"only": KINDS[kind]()}), config, adapter_name="one")
     model.add_adapter("other", config)
     layer = model.base_model.model["only"]
     for name, parameter in layer.named_parameters():
@@ -37,14 +37,14 @@ def layer_of(kind: str, dropout: float = 0.0) -> LoraLayer:
     return layer.double()
 
 
-def outcome(layer: LoraLayer, adapter: str | None, x: Tensor) -> list[Tensor | None]:
+def outcome(layer: Any, adapter: str | None, x: Tensor) -> list[Tensor | None]:
     """The output, and the gradients of the input and of every weight, for an uneven gradient of the output."""
     layer._active_adapter = [adapter] if adapter else []
     x = x.clone().requires_grad_()
-    layer.zero_grad()  # pyright: ignore
-    y = layer(x)  # pyright: ignore
+    layer.zero_grad()
+    y = layer(x)
     (y * torch.arange(1.0, 1 + y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
-    return [y.detach(), x.grad, *(p.grad for p in layer.parameters())]  # pyright: ignore
+    return [y.detach(), x.grad, *(p.grad for p in layer.parameters())]
 
 
 @pytest.mark.parametrize("adapter", ["one", "other", None])
@@ -73,9 +73,9 @@ def test_dropout_is_peft_s_in_training_and_nothing_in_evaluation() -> None:
     x = torch.randn(ROWS, INTO, dtype=torch.float64)
     for mode in (True, False):
         torch.manual_seed(5)
-        expected = outcome(plain.train(mode), "one", x)  # pyright: ignore
+        expected = outcome(plain.train(mode), "one", x)
         torch.manual_seed(5)
-        actual = outcome(fused.train(mode), "one", x)  # pyright: ignore
+        actual = outcome(fused.train(mode), "one", x)
         torch.testing.assert_close(actual[0], expected[0])
 
 

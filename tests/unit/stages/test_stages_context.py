@@ -101,7 +101,7 @@ def test_pairs_without_an_answer_are_dropped_and_counted(sft_folder: Path, tmp_p
 
 
 def toy_pairs() -> list[Preference]:
-    return toy_data().preferences.validation
+    return list(toy_data().preferences.validation)
 
 
 def test_ppo_answers_prompts_that_are_longer_than_the_context(

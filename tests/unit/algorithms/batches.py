@@ -56,7 +56,7 @@ def scattered(rows: list[list[float]], mask_BT: Tensor) -> Tensor:
     return filled
 
 
-def same(actual: Tensor, expected: Tensor | float | Sequence, tolerance: float = 1e-9) -> None:
+def assert_same(actual: Tensor, expected: Tensor | float | Sequence, tolerance: float = 1e-9) -> None:
     """Equal up to float64 rounding, and nowhere NaN."""
     torch.testing.assert_close(
         actual.double(), torch.as_tensor(expected, dtype=torch.float64), rtol=tolerance, atol=tolerance

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.oracles import episodes
-from tests.unit.algorithms.batches import Batch, batches, quick, same, scattered
+from tests.unit.algorithms.batches import Batch, assert_same, batches, quick, scattered
 
 from assay.algorithms.advantages import (
     MissingEosRule,
@@ -34,8 +34,8 @@ def test_gae_is_the_sum_over_later_counted_tokens(batch: Batch, gamma: float, la
         episodes.advantages(rewards, values, gamma, lam)
         for rewards, values in zip(batch.rows(0), batch.rows(1), strict=True)
     ]
-    same(advantages, scattered(expected, batch.mask_BT))
-    same(returns, scattered(expected, batch.mask_BT) + scattered(batch.rows(1), batch.mask_BT))
+    assert_same(advantages, scattered(expected, batch.mask_BT))
+    assert_same(returns, scattered(expected, batch.mask_BT) + scattered(batch.rows(1), batch.mask_BT))
 
 
 @quick
@@ -46,7 +46,7 @@ def test_returns_are_the_mixture_of_all_n_step_returns(batch: Batch, gamma: floa
         episodes.lambda_returns(rewards, values, gamma, lam)
         for rewards, values in zip(batch.rows(0), batch.rows(1), strict=True)
     ]
-    same(returns, scattered(expected, batch.mask_BT))
+    assert_same(returns, scattered(expected, batch.mask_BT))
 
 
 REWARDS = torch.tensor([[1.0, -2.0, 0.5, 3.0]])
@@ -57,19 +57,19 @@ ALL = torch.ones(1, 4, dtype=torch.bool)
 def test_with_lambda_zero_the_advantage_is_the_td_error() -> None:
     advantages, _ = gae(REWARDS, VALUES, ALL, gamma=0.5, lam=0.0)
     td = [1.0 + 0.5 * -0.4 - 0.3, -2.0 + 0.5 * 2.0 + 0.4, 0.5 + 0.5 * 1.0 - 2.0, 3.0 - 1.0]
-    same(advantages, [td], 1e-6)
+    assert_same(advantages, [td], 1e-6)
 
 
 def test_with_lambda_one_the_return_is_the_discounted_sum_and_values_drop_out() -> None:
     _, returns = gae(REWARDS, VALUES, ALL, gamma=0.5, lam=1.0)
-    same(returns, [[1 - 1 + 0.125 + 0.375, -2 + 0.25 + 0.75, 0.5 + 1.5, 3.0]], 1e-6)
+    assert_same(returns, [[1 - 1 + 0.125 + 0.375, -2 + 0.25 + 0.75, 0.5 + 1.5, 3.0]], 1e-6)
 
 
 def test_a_perfect_critic_leaves_no_advantage() -> None:
     values = torch.tensor([[2.5, 1.5, 3.5, 3.0]])  # the sums of the rewards to come
     advantages, returns = gae(REWARDS, values, ALL, gamma=1.0, lam=0.95)
-    same(advantages, torch.zeros(1, 4), 1e-6)
-    same(returns, values, 1e-6)
+    assert_same(advantages, torch.zeros(1, 4), 1e-6)
+    assert_same(returns, values, 1e-6)
 
 
 def test_no_gradient_flows_through_advantages_or_returns() -> None:
@@ -87,14 +87,16 @@ def test_rewards_sum_to_the_score_minus_the_weighted_kl(batch: Batch, coef: floa
     expected = [
         episodes.shaped_rewards(score, kl, coef) for score, kl in zip(scores.tolist(), batch.rows(0), strict=True)
     ]
-    same(rewards, scattered(expected, batch.mask_BT))
-    same(rewards.sum(1), [s - coef * math.fsum(kl) for s, kl in zip(scores.tolist(), batch.rows(0), strict=True)])
+    assert_same(rewards, scattered(expected, batch.mask_BT))
+    assert_same(
+        rewards.sum(1), [s - coef * math.fsum(kl) for s, kl in zip(scores.tolist(), batch.rows(0), strict=True)]
+    )
 
 
 def test_the_score_is_paid_at_the_end_token_not_one_slot_later() -> None:
     mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
     rewards = shaped_rewards(torch.tensor([5.0, 7.0]), torch.ones(2, 4), mask, coef=0.1)
-    same(rewards, [[-0.1, 4.9, 0.0, 0.0], [-0.1, -0.1, -0.1, 6.9]], 1e-6)
+    assert_same(rewards, [[-0.1, 4.9, 0.0, 0.0], [-0.1, -0.1, -0.1, 6.9]], 1e-6)
 
 
 def test_a_response_without_tokens_cannot_be_paid() -> None:
@@ -121,7 +123,7 @@ def test_a_truncated_episode_is_paid_its_score_and_nothing_is_bootstrapped_on_to
     rewards = shaped_rewards(torch.tensor([5.0, 7.0]), torch.zeros(2, 3), mask, coef=0.0)
     values = torch.full((2, 3), 0.4)
     _, returns = gae(rewards, values, mask, gamma=0.5, lam=1.0)
-    same(returns, [[2.5, 5.0, 0.0], [1.75, 3.5, 7.0]], 1e-6)  # no V after the last token, whoever cut it
+    assert_same(returns, [[2.5, 5.0, 0.0], [1.75, 3.5, 7.0]], 1e-6)  # no V after the last token, whoever cut it
 
 
 @quick
@@ -131,7 +133,7 @@ def test_explained_variance_matches_its_definition(batch: Batch) -> None:
     if max(returns) - min(returns) < 0.1:
         return
     measured = explained_variance(batch.field(0), batch.field(1), batch.mask_BT)
-    same(measured, episodes.explained_variance(values, returns), 1e-7)
+    assert_same(measured, episodes.explained_variance(values, returns), 1e-7)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_explained_variance_of_perfect_constant_and_harmful_critics(
     measured = explained_variance(
         torch.tensor([[*values, 99.0]]), torch.tensor([[*returns, -5.0]]), torch.tensor([[True, True, True, False]])
     )
-    same(measured, expected, 1e-6)
+    assert_same(measured, expected, 1e-6)
 
 
 GROUPS = st.lists(st.lists(st.floats(-3, 3), min_size=4, max_size=4), min_size=1, max_size=3)
@@ -161,16 +163,16 @@ GROUPS = st.lists(st.lists(st.floats(-3, 3), min_size=4, max_size=4), min_size=1
 @given(groups=GROUPS)
 def test_group_baselines_match_their_definitions(groups: list[list[float]]) -> None:
     scores = torch.tensor(groups, dtype=torch.float64)
-    same(group_relative(scores, scale=False), [episodes.minus_mean(group) for group in groups])
-    same(leave_one_out(scores), [episodes.minus_mean_of_the_others(group) for group in groups])
-    same(group_relative(scores, scale=True), [episodes.standard_scores(group, 1e-6) for group in groups], 1e-6)
+    assert_same(group_relative(scores, scale=False), [episodes.minus_mean(group) for group in groups])
+    assert_same(leave_one_out(scores), [episodes.minus_mean_of_the_others(group) for group in groups])
+    assert_same(group_relative(scores, scale=True), [episodes.standard_scores(group, 1e-6) for group in groups], 1e-6)
 
 
 def test_a_group_whose_scores_are_all_equal_teaches_nothing() -> None:
     scores = torch.tensor([[0.1, 0.1, 0.1], [0.0, 1.0, 2.0]])
     scaled = group_relative(scores, scale=True)
     assert scaled[0].tolist() == [0.0, 0.0, 0.0]
-    same(scaled[1], [-math.sqrt(1.5), 0.0, math.sqrt(1.5)], 1e-5)  # population deviation √(2/3)
+    assert_same(scaled[1], [-math.sqrt(1.5), 0.0, math.sqrt(1.5)], 1e-5)  # population deviation √(2/3)
     assert informative_groups(scores).tolist() == [False, True]
 
 
@@ -181,4 +183,4 @@ def test_a_group_of_one_has_no_others() -> None:
 
 def test_the_overlong_penalty_starts_at_the_buffer_and_ends_at_minus_one() -> None:
     lengths = torch.tensor([1, 30, 35, 40])
-    same(overlong_penalty(lengths, max_tokens=40, buffer=10), [0.0, 0.0, -0.5, -1.0], 1e-6)
+    assert_same(overlong_penalty(lengths, max_tokens=40, buffer=10), [0.0, 0.0, -0.5, -1.0], 1e-6)

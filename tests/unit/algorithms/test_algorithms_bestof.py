@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.oracles import bestof as oracle
-from tests.unit.algorithms.batches import quick, same
+from tests.unit.algorithms.batches import assert_same, quick
 from torch import Tensor
 
 from assay.algorithms import bestof
@@ -43,15 +43,15 @@ def test_the_distribution_is_that_of_all_tuples_and_ties_are_shared_as_the_polic
     n: int, scores: list[float]
 ) -> None:
     listed = oracle.best_of_n(PROBS, scores, n)
-    same(bestof.best_of_n(*tensors(PROBS, scores), n), listed)
-    same(bestof.best_of_n_kl(*tensors(PROBS, scores), n), oracle.kl(listed, PROBS))
+    assert_same(bestof.best_of_n(*tensors(PROBS, scores), n), listed)
+    assert_same(bestof.best_of_n_kl(*tensors(PROBS, scores), n), oracle.kl(listed, PROBS))
 
 
 def test_two_equal_outcomes_by_hand() -> None:
     """Best of 2 of a fair coin: the better side with probability 3/4, and a KL of ¾·ln 3 − ln 2."""
     coin, scores = tensors([0.5, 0.5], [0.0, 1.0])
-    same(bestof.best_of_n(coin, scores, 2), [0.25, 0.75])
-    same(bestof.best_of_n_kl(coin, scores, 2), 0.75 * math.log(3) - math.log(2))
+    assert_same(bestof.best_of_n(coin, scores, 2), [0.25, 0.75])
+    assert_same(bestof.best_of_n_kl(coin, scores, 2), 0.75 * math.log(3) - math.log(2))
     assert bestof.best_of_n_kl(coin, scores, 2).item() < bestof.kl_bound(2)
 
 
@@ -71,7 +71,7 @@ def test_the_bound_is_far_off_where_answers_are_few_and_tight_where_they_are_man
 def test_it_is_a_distribution_whose_kl_lies_between_zero_and_the_bound(space: tuple[Tensor, Tensor, int]) -> None:
     probs, scores, n = space
     best = bestof.best_of_n(probs, scores, n)
-    same(best.sum(), 1.0)
+    assert_same(best.sum(), 1.0)
     assert (best >= 0).all()
     kl = bestof.best_of_n_kl(probs, scores, n).item()
     assert -1e-9 <= kl <= bestof.kl_bound(n) + 1e-9
@@ -81,13 +81,13 @@ def test_it_is_a_distribution_whose_kl_lies_between_zero_and_the_bound(space: tu
 @given(space=spaces(), shift=st.floats(-3, 3))
 def test_only_the_order_of_the_scores_matters(space: tuple[Tensor, Tensor, int], shift: float) -> None:
     probs, scores, n = space
-    same(bestof.best_of_n(probs, (scores + shift).exp(), n), bestof.best_of_n(probs, scores, n))
+    assert_same(bestof.best_of_n(probs, (scores + shift).exp(), n), bestof.best_of_n(probs, scores, n))
 
 
 def test_impossible_outcomes_stay_impossible_and_the_best_of_very_many_is_the_best_there_is() -> None:
     probs, scores = tensors([0.0, 0.5, 0.5, 0.0], [0.0, 1.0, 2.0, 3.0])
-    same(bestof.best_of_n(probs, scores, 100_000), [0.0, 0.0, 1.0, 0.0])
-    same(bestof.best_of_n_kl(probs, scores, 100_000), math.log(2))
+    assert_same(bestof.best_of_n(probs, scores, 100_000), [0.0, 0.0, 1.0, 0.0])
+    assert_same(bestof.best_of_n_kl(probs, scores, 100_000), math.log(2))
 
 
 @quick
@@ -98,7 +98,7 @@ def test_impossible_outcomes_stay_impossible_and_the_best_of_very_many_is_the_be
 def test_the_estimate_is_the_mean_over_all_subsets(samples: list[tuple[float, float]], data: st.DataObject) -> None:
     n = data.draw(st.integers(1, len(samples)))
     scores, values = map(list, zip(*samples, strict=True))
-    same(bestof.expected_best_of_n(*rows(scores, values), n), [oracle.mean_best(values, scores, n)])
+    assert_same(bestof.expected_best_of_n(*rows(scores, values), n), [oracle.mean_best(values, scores, n)])
 
 
 def test_the_estimate_is_right_on_average_also_where_equal_scores_hide_unequal_values() -> None:
@@ -140,9 +140,9 @@ def test_the_sampled_kl_converges_to_the_exact_one() -> None:
 
 def test_the_sampled_kl_of_unlikely_answers_is_the_bound_and_of_a_certain_answer_zero() -> None:
     scores = torch.arange(8.0)[None]
-    same(bestof.sampled_kl(scores, torch.full((1, 8), -900.0), 4), [bestof.kl_bound(4)])
-    same(bestof.sampled_kl(scores, torch.full((1, 8), -30.0), 8), [bestof.kl_bound(8)])
-    same(bestof.sampled_kl(torch.zeros(1, 8), torch.zeros(1, 8), 4), [0.0])
+    assert_same(bestof.sampled_kl(scores, torch.full((1, 8), -900.0), 4), [bestof.kl_bound(4)])
+    assert_same(bestof.sampled_kl(scores, torch.full((1, 8), -30.0), 8), [bestof.kl_bound(8)])
+    assert_same(bestof.sampled_kl(torch.zeros(1, 8), torch.zeros(1, 8), 4), [0.0])
 
 
 @quick
@@ -151,14 +151,14 @@ def test_rejection_sampling_is_the_reweighted_policy(accept: list[float]) -> Non
     accepted, kl = bestof.rejection_sampling(*tensors(PROBS, accept))
     mass = [p * a for p, a in zip(PROBS, accept, strict=True)]
     expected = [m / sum(mass) for m in mass]
-    same(accepted, expected)
-    same(kl, oracle.kl(expected, PROBS))
+    assert_same(accepted, expected)
+    assert_same(kl, oracle.kl(expected, PROBS))
 
 
 def test_a_threshold_costs_the_logarithm_of_its_acceptance_rate() -> None:
     accepted, kl = bestof.rejection_sampling(*tensors(PROBS, [0.0, 1.0, 1.0, 0.0]))
-    same(accepted, [0.0, 0.6, 0.4, 0.0])
-    same(kl, -math.log(0.5))
+    assert_same(accepted, [0.0, 0.6, 0.4, 0.0])
+    assert_same(kl, -math.log(0.5))
 
 
 def test_accepting_by_the_exponential_of_the_reward_gives_the_optimum_of_reward_minus_kl() -> None:
@@ -167,4 +167,4 @@ def test_accepting_by_the_exponential_of_the_reward_gives_the_optimum_of_reward_
     probs, rewards = tensors(PROBS, SCORES)
     gibbs, kl = bestof.rejection_sampling(probs, ((rewards - rewards.max()) / beta).exp())
     optimum = beta * math.log(sum(p * math.exp(r / beta) for p, r in zip(PROBS, SCORES, strict=True)))
-    same((gibbs * rewards).sum() - beta * kl, optimum)
+    assert_same((gibbs * rewards).sum() - beta * kl, optimum)

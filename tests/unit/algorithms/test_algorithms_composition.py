@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from tests.unit.algorithms.batches import same
+from tests.unit.algorithms.batches import assert_same
 from torch import Tensor
 
 from assay.algorithms.advantages import gae, shaped_rewards
@@ -81,12 +81,14 @@ def ppo_gradient(policy: Tensor, reference: Tensor, values: list[float], lam: fl
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
 def test_with_a_perfect_critic_the_gradient_is_exact_for_every_lambda(lam: float) -> None:
     policy, reference = tables()
-    same(ppo_gradient(policy, reference, state_values(policy, reference), lam), exact_gradient(policy, reference))
+    assert_same(
+        ppo_gradient(policy, reference, state_values(policy, reference), lam), exact_gradient(policy, reference)
+    )
 
 
 def test_with_lambda_one_the_gradient_is_exact_whatever_the_critic_believes() -> None:
     policy, reference = tables()
-    same(ppo_gradient(policy, reference, [3.0, -2.0, 0.7], 1.0), exact_gradient(policy, reference))
+    assert_same(ppo_gradient(policy, reference, [3.0, -2.0, 0.7], 1.0), exact_gradient(policy, reference))
 
 
 def test_with_a_wrong_critic_a_smaller_lambda_is_biased() -> None:
@@ -103,6 +105,6 @@ def test_climbing_it_arrives_at_the_reference_tilted_by_the_score() -> None:
         policy.grad = -ppo_gradient(policy, reference, state_values(policy, reference), 0.95)
         optimizer.step()
     pi_B, ref_B = (logprobs(logits).where(MASK_BT, 0).sum(1).detach() for logits in (policy, reference))
-    same(pi_B.exp(), (ref_B + SCORES_B / BETA).softmax(0), 1e-4)
+    assert_same(pi_B.exp(), (ref_B + SCORES_B / BETA).softmax(0), 1e-4)
     objective = (pi_B.exp() * (SCORES_B - BETA * (pi_B - ref_B))).sum()
-    same(objective, BETA * (ref_B + SCORES_B / BETA).logsumexp(0), 1e-6)
+    assert_same(objective, BETA * (ref_B + SCORES_B / BETA).logsumexp(0), 1e-6)

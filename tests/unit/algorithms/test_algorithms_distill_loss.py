@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.oracles import divergences as oracle
-from tests.unit.algorithms.batches import quick, same
+from tests.unit.algorithms.batches import assert_same, quick
 from torch import Tensor
 
 from assay.algorithms.distill_loss import (
@@ -50,16 +50,18 @@ def test_a_divergence_is_its_sum_over_the_vocabulary(
     divergence: Divergence, slow: Slow, logits: list[tuple[float, float]]
 ) -> None:
     student, teacher = map(list, zip(*logits, strict=True))
-    same(divergence(logprobs(student), logprobs(teacher)), slow(oracle.softmax(student), oracle.softmax(teacher)))
+    assert_same(
+        divergence(logprobs(student), logprobs(teacher)), slow(oracle.softmax(student), oracle.softmax(teacher))
+    )
 
 
 def test_values_by_hand() -> None:
     """q = (½, ½), p = (¾, ¼): KL(p‖q) = ln 2 − H(p); KL(q‖p) = ½·ln(4/3); the mixture at β = ½ is (⅝, ⅜)."""
     student, teacher = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.75, 0.25]).log()
-    same(forward_kl(student, teacher), 0.75 * math.log(1.5) + 0.25 * math.log(0.5), 1e-6)
-    same(reverse_kl(student, teacher), 0.5 * math.log(4 / 3), 1e-6)
+    assert_same(forward_kl(student, teacher), 0.75 * math.log(1.5) + 0.25 * math.log(0.5), 1e-6)
+    assert_same(reverse_kl(student, teacher), 0.5 * math.log(4 / 3), 1e-6)
     by_hand = 0.5 * (0.75 * math.log(6 / 5) + 0.25 * math.log(2 / 3) + 0.5 * math.log(4 / 5) + 0.5 * math.log(4 / 3))
-    same(jensen_shannon(student, teacher, beta=0.5), by_hand, 1e-6)
+    assert_same(jensen_shannon(student, teacher, beta=0.5), by_hand, 1e-6)
 
 
 @quick
@@ -69,7 +71,7 @@ def test_jensen_shannon_is_bounded_and_symmetric_under_an_exchange_of_roles(
 ) -> None:
     student, teacher = (logprobs(list(side)) for side in zip(*logits, strict=True))
     value = jensen_shannon(student, teacher, beta=beta)
-    same(value, jensen_shannon(teacher, student, beta=1 - beta))
+    assert_same(value, jensen_shannon(teacher, student, beta=1 - beta))
     entropy = -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)
     assert -1e-12 <= value.item() <= entropy
 
@@ -77,8 +79,8 @@ def test_jensen_shannon_is_bounded_and_symmetric_under_an_exchange_of_roles(
 def test_jensen_shannon_becomes_forward_and_reverse_kl_at_its_ends() -> None:
     student, teacher = logprobs([0.3, -1.0, 2.0, 0.0]), logprobs([1.0, 1.5, -0.5, 0.2])
     tiny = 1e-6
-    same(jensen_shannon(student, teacher, beta=tiny) / tiny, forward_kl(student, teacher), 1e-5)
-    same(jensen_shannon(student, teacher, beta=1 - tiny) / tiny, reverse_kl(student, teacher), 1e-5)
+    assert_same(jensen_shannon(student, teacher, beta=tiny) / tiny, forward_kl(student, teacher), 1e-5)
+    assert_same(jensen_shannon(student, teacher, beta=1 - tiny) / tiny, reverse_kl(student, teacher), 1e-5)
 
 
 @every
@@ -87,8 +89,8 @@ def test_it_vanishes_with_its_gradient_where_the_student_is_the_teacher(divergen
     value = divergence(logits.log_softmax(-1), logits.detach().log_softmax(-1))
     value.backward()
     assert logits.grad is not None
-    same(value.detach(), 0.0)
-    same(logits.grad, [0.0, 0.0, 0.0])
+    assert_same(value.detach(), 0.0)
+    assert_same(logits.grad, [0.0, 0.0, 0.0])
 
 
 def test_the_gradient_of_forward_kl_is_student_minus_teacher() -> None:
@@ -96,7 +98,7 @@ def test_the_gradient_of_forward_kl_is_student_minus_teacher() -> None:
     teacher = logprobs([1.0, 1.5, -0.5])
     forward_kl(logits.log_softmax(-1), teacher).backward()
     assert logits.grad is not None
-    same(logits.grad, logits.detach().softmax(-1) - teacher.exp())
+    assert_same(logits.grad, logits.detach().softmax(-1) - teacher.exp())
 
 
 @every
@@ -113,7 +115,7 @@ def test_token_divergence_is_that_of_each_token_and_its_gradient_that_of_finite_
         )
         for h, t in zip(hidden.tolist(), teacher_hidden.tolist(), strict=True)
     ]
-    same(run(hidden, head, teacher_hidden, teacher_head), by_token)
+    assert_same(run(hidden, head, teacher_hidden, teacher_head), by_token)
     leaves = [x.clone().requires_grad_() for x in (hidden, *head)]
     assert torch.autograd.gradcheck(lambda h, w, b: run(h, (w, b), teacher_hidden, teacher_head), leaves)
 
@@ -131,7 +133,7 @@ def test_chunks_change_neither_values_nor_gradients(chunk: int) -> None:
     whole, parts = gradients(7), gradients(chunk)
     assert len(whole) == len(parts) == 4
     for one, other in zip(whole, parts, strict=True):
-        same(one, other, 1e-12)
+        assert_same(one, other, 1e-12)
 
 
 def test_the_teacher_gets_no_gradient_and_padding_rows_of_a_head_are_no_tokens() -> None:
@@ -140,7 +142,7 @@ def test_the_teacher_gets_no_gradient_and_padding_rows_of_a_head_are_no_tokens()
     hidden.requires_grad_()
     values = token_divergence(forward_kl, hidden, head, teacher_hidden, padded)
     values.sum().backward()
-    same(values.detach(), token_divergence(forward_kl, hidden, head, teacher_hidden, (weight, bias)).detach())
+    assert_same(values.detach(), token_divergence(forward_kl, hidden, head, teacher_hidden, (weight, bias)).detach())
     assert hidden.grad is not None
     assert padded[0].grad is None
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.oracles import tokens as oracle
-from tests.unit.algorithms.batches import Batch, batches, quick, same
+from tests.unit.algorithms.batches import Batch, assert_same, batches, quick
 from torch import Tensor
 
 from assay.algorithms.kl import AdaptiveKL, FixedKL, ScheduledKL, k1, k2, k3, sequence_k2, sequence_kl
@@ -28,9 +28,9 @@ def test_k1_and_k3_average_to_the_kl_and_k2_to_half_the_squared_log_ratio(
 ) -> None:
     p, q = oracle.log_softmax(logits), oracle.log_softmax(ref_logits)
     pi, ref = torch.tensor(p, dtype=torch.float64), torch.tensor(q, dtype=torch.float64)
-    same((pi.exp() * k1(pi, ref)).sum(), oracle.kl(p, q))
-    same((pi.exp() * k3(pi, ref)).sum(), oracle.kl(p, q))
-    same((pi.exp() * k2(pi, ref)).sum(), sum(math.exp(a) * (a - b) ** 2 for a, b in zip(p, q, strict=True)) / 2)
+    assert_same((pi.exp() * k1(pi, ref)).sum(), oracle.kl(p, q))
+    assert_same((pi.exp() * k3(pi, ref)).sum(), oracle.kl(p, q))
+    assert_same((pi.exp() * k2(pi, ref)).sum(), sum(math.exp(a) * (a - b) ** 2 for a, b in zip(p, q, strict=True)) / 2)
     assert (k2(pi, ref) >= 0).all()
     assert (k3(pi, ref) >= 0).all()
 
@@ -52,17 +52,17 @@ def expected_loss_gradient(estimator: Callable[[Tensor, Tensor], Tensor]) -> tup
 
 
 def test_as_a_loss_k1_has_no_gradient_k2_the_reverse_one_k3_the_forward_one() -> None:
-    same(expected_loss_gradient(k1)[0], torch.zeros(5))
+    assert_same(expected_loss_gradient(k1)[0], torch.zeros(5))
     gradient, reverse, forward = expected_loss_gradient(k2)
-    same(gradient, reverse)
+    assert_same(gradient, reverse)
     gradient, reverse, forward = expected_loss_gradient(k3)
-    same(gradient, forward)
+    assert_same(gradient, forward)
     assert (reverse - forward).norm() / reverse.norm() > 0.1, "the two must differ for this test to say anything"
 
 
 def test_k3_weighted_by_a_differentiated_ratio_has_the_reverse_gradient() -> None:
     weighted, reverse, _ = expected_loss_gradient(lambda pi, ref: (pi - pi.detach()).exp() * k3(pi, ref))
-    same(weighted, reverse)
+    assert_same(weighted, reverse)
 
 
 def test_on_sequences_k1_in_the_reward_is_exact_and_token_k2_and_k3_are_not() -> None:
@@ -105,22 +105,22 @@ def test_a_truncated_sampler_scored_by_the_full_policy_shows_a_negative_kl() -> 
     truncated = [p[i] - math.log(mass) if i in support else -math.inf for i in range(4)]
     pi, ref, sampled = (torch.tensor(x, dtype=torch.float64) for x in (p, q, truncated))
     mean_k1 = (sampled.exp() * k1(pi, ref)).sum()
-    same(mean_k1, oracle.kl(truncated, q) + math.log(mass))
+    assert_same(mean_k1, oracle.kl(truncated, q) + math.log(mass))
     assert mean_k1 >= math.log(mass) - math.log(sum(math.exp(q[i]) for i in support))
     assert mean_k1 < 0
     own = k1(sampled, ref)[support]  # scored under the renormalised support it came from, the KL is a KL again
-    same((sampled.exp()[support] * own).sum(), oracle.kl(truncated, q))
+    assert_same((sampled.exp()[support] * own).sum(), oracle.kl(truncated, q))
 
 
 @quick
 @given(batch=batches(fields=1))
 def test_sequence_kl_sums_the_counted_tokens_of_each_response(batch: Batch) -> None:
-    same(sequence_kl(batch.field(0), batch.mask_BT), [math.fsum(row) for row in batch.rows(0)])
+    assert_same(sequence_kl(batch.field(0), batch.mask_BT), [math.fsum(row) for row in batch.rows(0)])
 
 
 def test_k3_keeps_its_precision_where_the_policies_almost_agree() -> None:
     gap = torch.tensor([1e-3], dtype=torch.float32)
-    same(k3(torch.zeros(1), gap), [math.expm1(1e-3) - 1e-3], 1e-9)
+    assert_same(k3(torch.zeros(1), gap), [math.expm1(1e-3) - 1e-3], 1e-9)
 
 
 def test_adaptive_kl_is_clipped_proportional_control() -> None:
@@ -158,7 +158,7 @@ def test_k2_of_a_response_is_half_the_square_of_the_sum_and_not_the_sum_of_squar
     """log-ratios 1, −3 and a pad: ½·(1 − 3)² = 2, where the squares would add up to 5."""
     logprobs = torch.tensor([[-1.0, -4.0, math.nan]])
     reference = torch.tensor([[-2.0, -1.0, 7.0]])
-    same(sequence_k2(logprobs, reference, torch.tensor([[True, True, False]])), [2.0], 1e-6)
+    assert_same(sequence_k2(logprobs, reference, torch.tensor([[True, True, False]])), [2.0], 1e-6)
 
 
 def test_a_scheduled_weight_goes_in_equal_steps_arrives_and_stays() -> None:

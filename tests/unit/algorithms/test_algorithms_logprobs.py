@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.oracles import tokens as oracle
-from tests.unit.algorithms.batches import Batch, batches, quick, same
+from tests.unit.algorithms.batches import Batch, assert_same, batches, quick
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,8 +45,8 @@ def test_logprobs_and_entropies_match_sums_over_the_vocabulary(seed: int, temper
     for i in (0, N // 2, N - 1):
         logits = oracle.head_logits(hidden[i].tolist(), weight.tolist(), bias.tolist(), temperature)
         distribution = oracle.log_softmax(logits)
-        same(logprobs[i].detach(), distribution[ids[i]])
-        same(entropies[i].detach(), oracle.entropy(distribution))
+        assert_same(logprobs[i].detach(), distribution[ids[i]])
+        assert_same(entropies[i].detach(), oracle.entropy(distribution))
 
 
 @pytest.mark.parametrize("chunk", [1, 4, N, 100])
@@ -68,7 +68,7 @@ def test_gradients_equal_those_of_a_plain_log_softmax(chunk: int, temperature: f
     only = torch.autograd.grad((weights[0] * alone).sum(), inputs)
     expected_only = torch.autograd.grad((weights[0] * expected_logprobs).sum(), inputs)
     for mine, theirs in zip((*both, *only), (*expected, *expected_only), strict=True):
-        same(mine, theirs)
+        assert_same(mine, theirs)
 
 
 @pytest.mark.parametrize("with_entropy", [True, False])
@@ -90,7 +90,7 @@ def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_keep_theirs() -> N
     frozen_weight, frozen_bias = weight.detach(), bias.detach()
     token_logprobs(hidden, frozen_weight, ids, bias=frozen_bias, chunk=4)[0].sum().backward()
     assert hidden.grad is not None
-    same(hidden.grad, expected)
+    assert_same(hidden.grad, expected)
     assert frozen_weight.grad is None
     assert frozen_bias.grad is None
 
@@ -134,7 +134,7 @@ def test_half_precision_inputs_are_computed_in_float32(autocast: bool) -> None:
         logprobs, _ = token_logprobs(hidden, weight, ids, bias=bias, chunk=4)
     exact, _ = plain(hidden.double(), weight.double(), bias.double(), ids, 1.0)
     assert logprobs.dtype == torch.float32
-    same(logprobs.detach(), exact.detach(), 1e-5)
+    assert_same(logprobs.detach(), exact.detach(), 1e-5)
     logprobs.sum().backward()
     for tensor in (hidden, weight, bias):
         assert tensor.grad is not None
@@ -146,9 +146,9 @@ def test_the_order_of_tokens_and_the_company_they_keep_change_nothing() -> None:
     together, _ = token_logprobs(hidden, weight, ids, bias=bias, chunk=4)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(2))
     shuffled, _ = token_logprobs(hidden[order], weight, ids[order], bias=bias, chunk=4)
-    same(shuffled.detach(), together[order].detach(), 1e-12)
+    assert_same(shuffled.detach(), together[order].detach(), 1e-12)
     alone, _ = token_logprobs(hidden[:1], weight, ids[:1], bias=bias)
-    same(alone.detach(), together[:1].detach(), 1e-12)
+    assert_same(alone.detach(), together[:1].detach(), 1e-12)
 
 
 def test_in_float32_regrouping_the_tokens_moves_no_ratio_by_more_than_a_hundred_thousandth() -> None:
@@ -188,7 +188,7 @@ def test_surprise_equals_entropy_for_the_true_sampler_and_not_for_a_truncated_on
 @given(batch=batches(fields=1))
 def test_completion_loss_is_the_mean_surprise_of_the_counted_tokens(batch: Batch) -> None:
     logprobs = [x for row in batch.rows(0) for x in row]
-    same(completion_loss(batch.field(0), batch.mask_BT, total=batch.count), -math.fsum(logprobs) / len(logprobs))
+    assert_same(completion_loss(batch.field(0), batch.mask_BT, total=batch.count), -math.fsum(logprobs) / len(logprobs))
 
 
 @pytest.mark.parametrize(("rows", "micro"), [(1, 8), (2, 4), (4, 2)])
@@ -211,7 +211,7 @@ def test_gradient_accumulation_gives_the_gradient_of_the_big_batch(rows: int, mi
     parts = everything.split(rows)
     assert len(parts) == micro
     accumulated = sum((torch.autograd.grad(share(part), weight)[0] for part in parts), torch.zeros_like(weight))
-    same(accumulated, expected, 1e-12)
+    assert_same(accumulated, expected, 1e-12)
     means = sum(torch.autograd.grad(share(part) * mask.sum() / mask[part].sum(), weight)[0] for part in parts) / micro
     assert (means - expected).norm() > 1e-3 * expected.norm(), "equal lengths would make this test empty"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from tests.oracles import episodes
-from tests.unit.algorithms.batches import GARBAGE, Batch, batches, quick, same, scattered
+from tests.unit.algorithms.batches import GARBAGE, Batch, assert_same, batches, quick, scattered
 
 from assay.algorithms.masked import masked_mean, masked_sum, masked_var, whiten, zero_pads
 
@@ -20,10 +20,10 @@ def test_moments_are_those_of_the_counted_numbers_alone(batch: Batch) -> None:
     mean = math.fsum(numbers) / len(numbers)
     variance = math.fsum((x - mean) ** 2 for x in numbers) / len(numbers)
     x, mask = batch.field(0), batch.mask_BT
-    same(masked_sum(x, mask), math.fsum(numbers))
-    same(masked_mean(x, mask), mean)
-    same(masked_mean(x, mask, total=7), math.fsum(numbers) / 7)
-    same(masked_var(x, mask), variance)
+    assert_same(masked_sum(x, mask), math.fsum(numbers))
+    assert_same(masked_mean(x, mask), mean)
+    assert_same(masked_mean(x, mask, total=7), math.fsum(numbers) / 7)
+    assert_same(masked_var(x, mask), variance)
 
 
 @quick
@@ -33,22 +33,22 @@ def test_whitening_matches_the_definition_and_leaves_zeros_in_the_pads(batch: Ba
     numbers = [x for row in batch.rows(0) for x in row]
     expected = episodes.whitened(numbers, shift_mean, eps=1e-3)
     whitened = whiten(batch.field(0), batch.mask_BT, shift_mean=shift_mean, eps=1e-3)
-    same(whitened[batch.mask_BT], expected)
+    assert_same(whitened[batch.mask_BT], expected)
     assert not whitened[~batch.mask_BT].any()
 
 
 def test_whitening_uses_the_whole_batch_not_each_row() -> None:
     x = torch.tensor([[1.0, 1.0], [3.0, 3.0]])
-    same(whiten(x, torch.ones(2, 2, dtype=torch.bool)), torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), 1e-6)
+    assert_same(whiten(x, torch.ones(2, 2, dtype=torch.bool)), torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), 1e-6)
 
 
 def test_whitening_without_shift_keeps_the_mean_and_unit_variance() -> None:
     x = 5 + 3 * torch.randn(40, 25, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mask = torch.rand(40, 25, generator=torch.Generator().manual_seed(1)) < 0.7
     whitened = whiten(x, mask, shift_mean=False)
-    same(masked_mean(whitened, mask), masked_mean(x, mask))
-    same(masked_var(whitened, mask), 1.0, 1e-8)
-    same(masked_mean(whiten(x, mask), mask), 0.0)
+    assert_same(masked_mean(whitened, mask), masked_mean(x, mask))
+    assert_same(masked_var(whitened, mask), 1.0, 1e-8)
+    assert_same(masked_mean(whiten(x, mask), mask), 0.0)
 
 
 def test_a_single_counted_number_whitens_to_zero() -> None:
@@ -57,7 +57,7 @@ def test_a_single_counted_number_whitens_to_zero() -> None:
 
 def test_a_large_mean_does_not_cost_the_variance_its_precision() -> None:
     x = torch.tensor([1e4 - 1, 1e4, 1e4 + 1])  # E[x²] − E[x]² in float32 would be off by whole units
-    same(masked_var(x, torch.ones(3, dtype=torch.bool)), 2 / 3, 1e-5)
+    assert_same(masked_var(x, torch.ones(3, dtype=torch.bool)), 2 / 3, 1e-5)
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
@@ -66,7 +66,7 @@ def test_zeroed_pads_pass_no_gradient_even_through_a_function_that_explodes_ther
     mask = torch.tensor([True, False])
     masked_sum(zero_pads(x, mask).exp(), mask).backward()
     assert x.grad is not None
-    same(x.grad, [math.exp(0.5), 0.0], 1e-6)
+    assert_same(x.grad, [math.exp(0.5), 0.0], 1e-6)
 
 
 def test_nothing_counted_has_no_mean() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.oracles import losses
 from tests.oracles import tokens as token_oracle
-from tests.unit.algorithms.batches import GARBAGE, Batch, batches, quick, same
+from tests.unit.algorithms.batches import GARBAGE, Batch, assert_same, batches, quick
 from torch import Tensor
 
 from assay.algorithms.policy_loss import (
@@ -62,13 +62,13 @@ def test_policy_loss_and_its_metrics_match_the_definition(batch: Batch) -> None:
     loss, metrics = policy(batch.field(0), batch.field(1), batch.field(2), batch.mask_BT, batch.count)
     tokens = [token for row in batch.tokens for token in row]
     n = len(tokens)
-    same(loss, sum(losses.clipped_surrogate(new - old, a, LOW, HIGH) for new, old, a in tokens) / n)
-    same(metrics["approxkl"], sum(math.exp(new - old) - 1 - (new - old) for new, old, _ in tokens) / n)
+    assert_same(loss, sum(losses.clipped_surrogate(new - old, a, LOW, HIGH) for new, old, a in tokens) / n)
+    assert_same(metrics["approxkl"], sum(math.exp(new - old) - 1 - (new - old) for new, old, _ in tokens) / n)
     cut = [
         (a > 0 and new - old > math.log(1 + HIGH)) or (a < 0 and new - old < math.log(1 - LOW))
         for new, old, a in tokens
     ]
-    same(metrics["clipfrac"], sum(cut) / n)
+    assert_same(metrics["clipfrac"], sum(cut) / n)
 
 
 @quick
@@ -78,13 +78,13 @@ def test_value_loss_and_its_metrics_match_the_definition(batch: Batch) -> None:
     tokens = [token for row in batch.tokens for token in row]
     n = len(tokens)
     each = [losses.clipped_value_loss(v, old, target, CLIP) for v, old, target in tokens]
-    same(loss, sum(each) / n)
-    same(metrics["error"], sum((v - target) ** 2 for v, _, target in tokens) / n)
+    assert_same(loss, sum(each) / n)
+    assert_same(metrics["error"], sum((v - target) ** 2 for v, _, target in tokens) / n)
     outside = [abs(v - old) > CLIP for v, old, _ in tokens]
     decided = [
         out and one > (v - target) ** 2 / 2 for out, one, (v, _, target) in zip(outside, each, tokens, strict=True)
     ]
-    same(metrics["clipfrac"], sum(decided) / n)
+    assert_same(metrics["clipfrac"], sum(decided) / n)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_gradient_is_zero_only_where_the_clip_binds(advantage: float, ratio: flo
     advantages = torch.tensor([[advantage]], dtype=torch.float64)
     clipped_surrogate(log_rho, advantages, clip_low=LOW, clip_high=HIGH).sum().backward()
     assert log_rho.grad is not None
-    same(log_rho.grad, [[gradient]])  # ∂(−Aρ)/∂log ρ = −Aρ
+    assert_same(log_rho.grad, [[gradient]])  # ∂(−Aρ)/∂log ρ = −Aρ
     binds = clip_binds(log_rho, advantages, clip_low=LOW, clip_high=HIGH).item()
     assert binds == (gradient == 0 and advantage != 0)
 
@@ -129,8 +129,8 @@ def test_value_loss_by_quadrant(v: float, target: float, expected: float, gradie
     loss = clipped_value_loss(values, old, returns, clip=CLIP)
     loss.sum().backward()
     assert values.grad is not None
-    same(loss.detach(), [[expected]])
-    same(values.grad, [[gradient]])
+    assert_same(loss.detach(), [[expected]])
+    assert_same(values.grad, [[gradient]])
 
 
 @quick
@@ -171,7 +171,7 @@ def test_micro_batches_and_the_order_of_rows_change_neither_gradient_nor_metrics
     gradient, sums = run([rows])
     for parts in (list(rows.split(1)), list(rows.split(3)), [rows.flip(0)]):
         other_gradient, other_sums = run(parts)
-        same(other_gradient, gradient)
+        assert_same(other_gradient, gradient)
         assert other_sums == pytest.approx(sums, rel=1e-9, abs=1e-12)
 
 
@@ -182,7 +182,7 @@ def test_before_the_first_update_the_gradient_is_the_policy_gradient() -> None:
     loss, metrics = policy(logprobs, logprobs.detach(), advantages, mask, 3)
     loss.backward()
     assert logprobs.grad is not None
-    same(logprobs.grad, -advantages / 3, 1e-6)
+    assert_same(logprobs.grad, -advantages / 3, 1e-6)
     assert {name: metric.item() for name, metric in metrics.items()} == {"approxkl": 0.0, "clipfrac": 0.0}
 
 
@@ -198,21 +198,21 @@ def test_approxkl_is_the_kl_from_the_old_policy_to_the_new_one() -> None:
         torch.ones(1, 4, dtype=torch.bool),
         4,
     )
-    same(metrics["approxkl"], token_oracle.kl(old, new))
+    assert_same(metrics["approxkl"], token_oracle.kl(old, new))
     assert abs(token_oracle.kl(old, new) - token_oracle.kl(new, old)) > 0.01
 
 
 def test_ratio_error_is_the_largest_deviation_of_a_counted_token() -> None:
     new = torch.tensor([[-1.0, -2.0 + 1e-3, 5.0]], dtype=torch.float64)
     old = torch.tensor([[-1.0, -2.0, -5.0]], dtype=torch.float64)
-    same(ratio_error(new, old, torch.tensor([[True, True, False]])), math.expm1(1e-3))
-    same(ratio_error(-new, -old, torch.tensor([[True, True, False]])), -math.expm1(-1e-3))
+    assert_same(ratio_error(new, old, torch.tensor([[True, True, False]])), math.expm1(1e-3))
+    assert_same(ratio_error(-new, -old, torch.tensor([[True, True, False]])), -math.expm1(-1e-3))
 
 
 def test_log_ratio_is_zero_and_flat_where_nothing_counts() -> None:
     new = torch.tensor([[1.0, math.nan]], requires_grad=True)
     ratio = log_ratio(new, torch.tensor([[0.25, math.inf]]), torch.tensor([[True, False]]))
-    same(ratio.detach(), [[0.75, 0.0]])
+    assert_same(ratio.detach(), [[0.75, 0.0]])
     assert torch.autograd.grad(ratio.sum(), new)[0].tolist() == [[1.0, 0.0]]
 
 
@@ -220,7 +220,7 @@ def test_an_absurd_ratio_saturates_instead_of_overflowing() -> None:
     log_rho = torch.tensor([[500.0, -500.0]], requires_grad=True)
     loss = clipped_surrogate(log_rho, torch.tensor([[-1.0, 1.0]]), clip_low=LOW, clip_high=HIGH)
     assert loss.isfinite().all()
-    same(loss[0, 0].detach(), math.exp(MAX_LOG_RATIO), 1e-5)
+    assert_same(loss[0, 0].detach(), math.exp(MAX_LOG_RATIO), 1e-5)
     assert torch.autograd.grad(loss.sum(), log_rho)[0].isfinite().all()
 
 
@@ -234,8 +234,8 @@ def test_token_mean_weighs_every_token_alike_whatever_the_length_of_its_response
     loss = torch.tensor([[9.0] + [0.0] * 8, [1.0] * 9], requires_grad=True)
     mask = torch.tensor([[True] + [False] * 8, [True] * 9])
     mean = token_mean(loss, mask, total=10)
-    same(mean.detach(), 1.8, 1e-6)
-    same(torch.autograd.grad(mean, loss)[0], mask * 0.1, 1e-6)
+    assert_same(mean.detach(), 1.8, 1e-6)
+    assert_same(torch.autograd.grad(mean, loss)[0], mask * 0.1, 1e-6)
 
 
 def test_following_the_entropy_loss_downhill_raises_the_entropy() -> None:
@@ -289,7 +289,7 @@ def test_every_surrogate_at_every_level_matches_the_definition(
             drift_coef=0.3,
         )
         expected = losses.policy(batch.tokens, kind, level, how, LOW, HIGH, 1.5, 0.3, 7)
-        same(loss, expected, 1e-6)
+        assert_same(loss, expected, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_what_a_token_weighs_in_responses_of_1_and_9_tokens_and_one_that_was_dro
     how: Aggregation, table: list[list[float]]
 ) -> None:
     mask = torch.tensor([[True] + [False] * 8, [True] * 9, [False] * 9])
-    same(aggregation_weights(mask, how, max_tokens=12), table, 1e-6)
+    assert_same(aggregation_weights(mask, how, max_tokens=12), table, 1e-6)
 
 
 @pytest.mark.parametrize("kind", ["clip", "plain", "cispo", "penalty"])
@@ -323,7 +323,7 @@ def test_at_a_ratio_of_one_every_surrogate_has_the_policy_gradient(kind: Surroga
     )
     (gradient,) = torch.autograd.grad(loss, new)
     lengths = mask.sum(1, keepdim=True) if level == "sequence" and kind != "cispo" else 1
-    same(gradient, -scale * advantages * mask / lengths, 1e-6)
+    assert_same(gradient, -scale * advantages * mask / lengths, 1e-6)
 
 
 def test_the_dual_clip_bounds_the_loss_of_a_bad_token_that_became_likely() -> None:
@@ -332,15 +332,15 @@ def test_the_dual_clip_bounds_the_loss_of_a_bad_token_that_became_likely() -> No
     loss, _ = surrogate_loss(
         ratios, torch.zeros(1, 2), -torch.ones(1, 2), mask, mask.double(), clip_low=0.2, clip_high=0.2, bound=3.0
     )
-    same(loss.detach(), 1.5 + 3.0)
-    same(torch.autograd.grad(loss, ratios)[0], [[1.5, 0.0]])
+    assert_same(loss.detach(), 1.5 + 3.0)
+    assert_same(torch.autograd.grad(loss, ratios)[0], [[1.5, 0.0]])
 
 
 def test_truncated_importance_weights_are_ratios_up_to_the_cap_without_gradient() -> None:
     old = torch.tensor([[-1.0, -1.0, math.nan]], requires_grad=True)
     sampled = torch.tensor([[-1.5, -3.0, math.nan]])
     weights = importance_weights(old, sampled, torch.tensor([[True, True, False]]), cap=2.0)
-    same(weights, [[math.exp(0.5), 2.0, 1.0]], 1e-6)
+    assert_same(weights, [[math.exp(0.5), 2.0, 1.0]], 1e-6)
     assert not weights.requires_grad
 
 

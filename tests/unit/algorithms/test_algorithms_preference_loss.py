@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.oracles import losses
-from tests.unit.algorithms.batches import quick, same
+from tests.unit.algorithms.batches import assert_same, quick
 from torch import Tensor
 
 from assay.algorithms.preference_loss import bradley_terry, ranking_loss
@@ -37,18 +37,18 @@ def test_bradley_terry_is_the_mean_over_its_pairs(
 ) -> None:
     loss, metrics = bradley_terry(column(pairs, 0), column(pairs, 1), margin=margin, centring=centring)
     n = len(pairs)
-    same(loss, sum(losses.pair(c, r, margin, centring) for c, r in pairs) / n)
-    same(metrics["accuracy"], sum(losses.wins(c, r) for c, r in pairs) / n)
-    same(metrics["ties"], sum(c == r for c, r in pairs) / n)
-    same(metrics["reward_gap"], sum(c - r for c, r in pairs) / n)
-    same(metrics["chosen_mean"], sum(c for c, _ in pairs) / n)
-    same(metrics["rejected_mean"], sum(r for _, r in pairs) / n)
+    assert_same(loss, sum(losses.pair(c, r, margin, centring) for c, r in pairs) / n)
+    assert_same(metrics["accuracy"], sum(losses.wins(c, r) for c, r in pairs) / n)
+    assert_same(metrics["ties"], sum(c == r for c, r in pairs) / n)
+    assert_same(metrics["reward_gap"], sum(c - r for c, r in pairs) / n)
+    assert_same(metrics["chosen_mean"], sum(c for c, _ in pairs) / n)
+    assert_same(metrics["rejected_mean"], sum(r for _, r in pairs) / n)
 
 
 def test_a_margin_may_differ_from_pair_to_pair() -> None:
     chosen, rejected = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.0])
     loss, _ = bradley_terry(chosen, rejected, margin=torch.tensor([0.0, 3.0]))
-    same(loss, (losses.pair(1.0, 0.5, 0.0, 0.0) + losses.pair(2.0, 0.0, 3.0, 0.0)) / 2, 1e-6)
+    assert_same(loss, (losses.pair(1.0, 0.5, 0.0, 0.0) + losses.pair(2.0, 0.0, 3.0, 0.0)) / 2, 1e-6)
 
 
 @pytest.mark.parametrize("gap", [100.0, -100.0, 1e4, -1e4])
@@ -57,8 +57,8 @@ def test_loss_and_gradient_stay_finite_at_extreme_gaps(gap: float) -> None:
     loss, _ = bradley_terry(chosen, torch.zeros(1))
     loss.backward()
     assert chosen.grad is not None
-    same(loss.detach(), max(-gap, 0.0), 1e-6)
-    same(chosen.grad, [-1.0 if gap < 0 else 0.0], 1e-6)
+    assert_same(loss.detach(), max(-gap, 0.0), 1e-6)
+    assert_same(chosen.grad, [-1.0 if gap < 0 else 0.0], 1e-6)
 
 
 @quick
@@ -70,22 +70,24 @@ def test_gradient_is_minus_the_probability_of_being_wrong(gap: float, margin: fl
     assert chosen.grad is not None
     assert rejected.grad is not None
     wrong = 1 / (1 + math.exp(gap - margin))
-    same(chosen.grad, [-wrong])
-    same(rejected.grad, [wrong])
+    assert_same(chosen.grad, [-wrong])
+    assert_same(rejected.grad, [wrong])
 
 
 @quick
 @given(pairs=PAIRS, shift=st.floats(-10, 10))
 def test_without_centring_only_differences_matter(pairs: list[tuple[float, float]], shift: float) -> None:
     chosen, rejected = column(pairs, 0), column(pairs, 1)
-    same(bradley_terry(chosen + shift, rejected + shift, margin=0.3)[0], bradley_terry(chosen, rejected, margin=0.3)[0])
+    assert_same(
+        bradley_terry(chosen + shift, rejected + shift, margin=0.3)[0], bradley_terry(chosen, rejected, margin=0.3)[0]
+    )
 
 
 @quick
 @given(gap=st.floats(-30, 30))
 def test_swapping_the_labels_costs_the_gap(gap: float) -> None:
     up, zero = torch.tensor([gap], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    same(bradley_terry(up, zero)[0] - bradley_terry(zero, up)[0], -gap)
+    assert_same(bradley_terry(up, zero)[0] - bradley_terry(zero, up)[0], -gap)
 
 
 @quick
@@ -94,12 +96,12 @@ def test_a_ranking_is_the_mean_over_all_its_pairs_and_each_prompt_weighs_once(
     rankings: list[list[float]], margin: float, centring: float
 ) -> None:
     loss, metrics = ranking_loss(*ragged(rankings), margin=margin, centring=centring)
-    same(loss, sum(losses.ranking(scores, margin, centring) for scores in rankings) / len(rankings))
+    assert_same(loss, sum(losses.ranking(scores, margin, centring) for scores in rankings) / len(rankings))
     accuracy = 0.0
     for scores in rankings:
         pairs = [(scores[i], scores[j]) for i in range(len(scores)) for j in range(i + 1, len(scores))]
         accuracy += sum(losses.wins(a, b) for a, b in pairs) / len(pairs) / len(rankings)
-    same(metrics["accuracy"], accuracy)
+    assert_same(metrics["accuracy"], accuracy)
 
 
 @quick
@@ -107,9 +109,9 @@ def test_a_ranking_is_the_mean_over_all_its_pairs_and_each_prompt_weighs_once(
 def test_a_ranking_of_two_is_a_pair(pairs: list[tuple[float, float]]) -> None:
     both = ranking_loss(*ragged([list(pair) for pair in pairs]), margin=0.4, centring=0.1)
     pair = bradley_terry(column(pairs, 0), column(pairs, 1), margin=0.4, centring=0.1)
-    same(both[0], pair[0])
-    same(both[1]["accuracy"], pair[1]["accuracy"])
-    same(both[1]["ties"], pair[1]["ties"])
+    assert_same(both[0], pair[0])
+    assert_same(both[1]["accuracy"], pair[1]["accuracy"])
+    assert_same(both[1]["ties"], pair[1]["ties"])
 
 
 def test_a_longer_ranking_pulls_no_harder_than_a_pair() -> None:
@@ -118,14 +120,14 @@ def test_a_longer_ranking_pulls_no_harder_than_a_pair() -> None:
     ranking_loss(scores, mask)[0].backward()
     assert scores.grad is not None
     # Six pairs of weight 1/6 each push with σ(0) = ½: the best is in three of them, the second in one net, and so on.
-    same(2 * scores.grad, [[-0.5, 0.5, 0.0, 0.0], [-0.25, -1 / 12, 1 / 12, 0.25]])
+    assert_same(2 * scores.grad, [[-0.5, 0.5, 0.0, 0.0], [-0.25, -1 / 12, 1 / 12, 0.25]])
 
 
 def test_a_ranking_of_one_adds_nothing_and_is_not_counted() -> None:
     with_single = ranking_loss(*ragged([[1.0, 0.2, 0.5], [3.0]]))
     without = ranking_loss(*ragged([[1.0, 0.2, 0.5]]))
-    same(with_single[0], without[0])
-    same(with_single[1]["accuracy"], without[1]["accuracy"])
+    assert_same(with_single[0], without[0])
+    assert_same(with_single[1]["accuracy"], without[1]["accuracy"])
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, 1e30])
@@ -137,8 +139,8 @@ def test_missing_responses_have_no_effect_on_loss_metrics_or_gradient(garbage: f
     assert scores.grad is not None
     assert not scores.grad[~mask].any()
     clean = ranking_loss(*ragged([[1.0, 0.2], [0.1, 0.5, 0.3], [2.0]], 0.0), centring=0.1)
-    same(loss.detach(), clean[0])
-    same(metrics["accuracy"], clean[1]["accuracy"])
+    assert_same(loss.detach(), clean[0])
+    assert_same(metrics["accuracy"], clean[1]["accuracy"])
 
 
 @pytest.mark.parametrize("split", [(8,), (2, 6), (1,) * 8])
@@ -154,15 +156,15 @@ def test_micro_batches_of_pairs_and_rankings_add_up(split: tuple[int, ...]) -> N
         for s, m in zip(scores.split(split), mask.split(split), strict=True)
     ]
     for parts, whole in ((pairs, whole_pairs), (ranks, whole_ranks)):
-        same(torch.stack([loss for loss, _ in parts]).sum(), whole[0])
+        assert_same(torch.stack([loss for loss, _ in parts]).sum(), whole[0])
         for name, value in whole[1].items():
-            same(torch.stack([metrics[name] for _, metrics in parts]).sum(), value)
+            assert_same(torch.stack([metrics[name] for _, metrics in parts]).sum(), value)
 
 
 def test_pairs_in_another_order_are_the_same_batch() -> None:
     scores = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     order = torch.tensor([3, 1, 5, 0, 4, 2])
-    same(
+    assert_same(
         bradley_terry(scores[order, 0], scores[order, 1], centring=0.1)[0],
         bradley_terry(scores[:, 0], scores[:, 1], centring=0.1)[0],
     )

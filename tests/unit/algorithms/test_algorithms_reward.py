@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.oracles import losses, rewards
-from tests.unit.algorithms.batches import quick, same
+from tests.unit.algorithms.batches import assert_same, quick
 from torch import Tensor
 
 from assay.algorithms.ensemble import Aggregate, aggregate, disagreement
@@ -37,16 +37,16 @@ def test_a_smoothed_label_is_right_with_chance_one_minus_epsilon(
     better: float, worse: float, margin: float, smoothing: float
 ) -> None:
     expected = rewards.smoothed_pair(better, worse, margin, smoothing)
-    same(bradley_terry(double([better]), double([worse]), margin=margin, smoothing=smoothing)[0], expected)
+    assert_same(bradley_terry(double([better]), double([worse]), margin=margin, smoothing=smoothing)[0], expected)
     pair, mask = ragged([[better, worse]])
-    same(ranking_loss(pair, mask, margin=margin, smoothing=smoothing)[0], expected)
+    assert_same(ranking_loss(pair, mask, margin=margin, smoothing=smoothing)[0], expected)
 
 
 def test_smoothing_has_its_optimum_at_the_logit_of_the_labels_trust() -> None:
     gap = torch.tensor([math.log(0.9 / 0.1)], dtype=torch.float64, requires_grad=True)
     bradley_terry(gap, torch.zeros(1, dtype=torch.float64), smoothing=0.1)[0].backward()
     assert gap.grad is not None
-    same(gap.grad, [0.0])
+    assert_same(gap.grad, [0.0])
 
 
 def test_a_ranking_drawn_twice_is_a_ranking_given_twice_and_one_not_drawn_is_absent() -> None:
@@ -54,14 +54,14 @@ def test_a_ranking_drawn_twice_is_a_ranking_given_twice_and_one_not_drawn_is_abs
     drawn = ranking_loss(scores, mask, margin=double([0.1, 0.2, 0.3]), weight_P=double([2.0, 1.0, 0.0]))
     again, mask_again = ragged([[1.0, 0.2, 0.5], [1.0, 0.2, 0.5], [0.3, 0.4]])
     given_twice = ranking_loss(again, mask_again, margin=double([0.1, 0.1, 0.2]))
-    same(drawn[0], given_twice[0])
-    same(drawn[1]["accuracy"], given_twice[1]["accuracy"])
+    assert_same(drawn[0], given_twice[0])
+    assert_same(drawn[1]["accuracy"], given_twice[1]["accuracy"])
 
 
 def test_each_ranking_has_its_own_margin() -> None:
     scores, mask = ragged([[1.0, 0.2, 0.5], [0.3, 0.4]])
     loss, _ = ranking_loss(scores, mask, margin=double([0.5, 2.0]))
-    same(loss, (losses.ranking([1.0, 0.2, 0.5], 0.5, 0.0) + losses.ranking([0.3, 0.4], 2.0, 0.0)) / 2)
+    assert_same(loss, (losses.ranking([1.0, 0.2, 0.5], 0.5, 0.0) + losses.ranking([0.3, 0.4], 2.0, 0.0)) / 2)
 
 
 @quick
@@ -74,15 +74,15 @@ def test_an_ensemble_aggregates_as_its_definition_says(
     scores: list[list[float]], how: Aggregate, penalty: float
 ) -> None:
     found = aggregate(double(scores), how, penalty=penalty)
-    same(found, [rewards.ensemble(row, how, penalty) for row in scores], 1e-9)
+    assert_same(found, [rewards.ensemble(row, how, penalty) for row in scores], 1e-9)
 
 
 def test_an_ensemble_of_two_by_hand() -> None:
     scores = double([[1.0, 3.0], [2.0, 2.0]])
-    same(aggregate(scores, "mean"), [2.0, 2.0])
-    same(aggregate(scores, "worst"), [1.0, 2.0])
-    same(aggregate(scores, "uncertainty", penalty=0.5), [1.5, 2.0])
-    same(disagreement(scores), [1.0, 0.0])
+    assert_same(aggregate(scores, "mean"), [2.0, 2.0])
+    assert_same(aggregate(scores, "worst"), [1.0, 2.0])
+    assert_same(aggregate(scores, "uncertainty", penalty=0.5), [1.5, 2.0])
+    assert_same(disagreement(scores), [1.0, 0.0])
 
 
 @quick
@@ -98,17 +98,17 @@ def test_steps_are_judged_and_summed_up_as_their_definitions_say(
     padded, mask = ragged(logits)
     labels = torch.tensor([row + [True] * (mask.shape[1] - len(row)) for row in good])
     loss, metrics = step_loss(padded, labels, mask)
-    same(loss, rewards.step_loss(logits, good))
+    assert_same(loss, rewards.step_loss(logits, good))
     flat = [(z, y) for row, ys in zip(logits, good, strict=True) for z, y in zip(row, ys, strict=True)]
-    same(metrics["accuracy"], sum(0.5 if z == 0 else (z > 0) == y for z, y in flat) / len(flat))
-    same(whole_response(padded, mask, how), [rewards.whole_response(row, how) for row in logits])
+    assert_same(metrics["accuracy"], sum(0.5 if z == 0 else (z > 0) == y for z, y in flat) / len(flat))
+    assert_same(whole_response(padded, mask, how), [rewards.whole_response(row, how) for row in logits])
 
 
 def test_a_response_with_one_bad_step_by_hand() -> None:
     logits, mask = double([[0.0, math.log(3), 0.0]]), torch.tensor([[True, True, False]])
-    same(whole_response(logits, mask, "min"), [math.log(0.5)])
-    same(whole_response(logits, mask, "product"), [math.log(0.5 * 0.75)])
-    same(whole_response(logits, mask, "last"), [math.log(0.75)])
+    assert_same(whole_response(logits, mask, "min"), [math.log(0.5)])
+    assert_same(whole_response(logits, mask, "product"), [math.log(0.5 * 0.75)])
+    assert_same(whole_response(logits, mask, "last"), [math.log(0.75)])
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf])
@@ -136,7 +136,7 @@ def test_micro_batches_of_steps_and_of_weighted_rankings_add_up(split: tuple[int
         + ranking_loss(s, m, weight_P=w, smoothing=0.1, total=weight.sum())[0]
         for s, g, m, w in zip(*parts, strict=True)
     ]
-    same(torch.stack(shares).sum(), whole)
+    assert_same(torch.stack(shares).sum(), whole)
 
 
 def test_gradients_agree_with_finite_differences() -> None:

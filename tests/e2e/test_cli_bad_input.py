@@ -114,6 +114,48 @@ def test_a_wrong_setting_is_one_error_before_anything_is_read_or_written(tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+def command(folder: Path, rows: str, *stages: str) -> tuple[int, str, str]:
+    """`assay run` of these stages on these rows."""
+    recipe = workplace(folder)
+    (folder / "rows.jsonl").write_text(rows)
+    top = f"model: {folder / 'model'}\nruns_dir: {folder / 'runs'}\ndata: {{path: {folder / 'rows.jsonl'}}}\n"
+    recipe.write_text(top + "stages:\n" + "".join(f"  - {stage}\n" for stage in stages))
+    result = CliRunner().invoke(app, ["run", str(recipe), "--json"])
+    return result.exit_code, result.stdout, result.stderr
+
+
+JUDGED = [{"prompt": f"Question {n}?", "completion": f"Answer {n}.", "label": n % 2 == 0} for n in range(24)]
+ALONE = [{"prompt": f"Question {n}?", "responses": [f"Answer {n}."]} for n in range(24)]
+HEADS = "reward: {id: heads, objectives: {kindness: 1.0}}"
+
+
+@pytest.mark.parametrize(
+    ("rows", "stages", "said"),
+    [
+        (GOOD, ["sft", "reward", "group: {method: grpo, group_size: 1}"], ["group_size: 1", "set 2 or more"]),
+        (GOOD, ["sft", "reward", "group: {method: dapo, kl_target: 6.0}"], ["kl_target"]),
+        (JUDGED, ["sft", "preference: {method: dpo}"], ["preference needs preferences", "kto"]),
+        (ALONE, ["sft", "reward"], ["rows.jsonl", "two"]),
+        (
+            GOOD,
+            ["sft", HEADS, "reward: {id: read, base: heads, trained: true, objectives: {kindnes: 1.0}}"],
+            ['no objective "kindnes"', 'did you mean "kindness"?'],
+        ),
+        (GOOD, ["sft", HEADS], ["kindness"]),
+    ],
+    ids=["group of one", "incompatible preset", "unpaired rows", "ranking of one", "objective of a model", "objective"],
+)
+def test_what_a_method_cannot_learn_from_is_one_error_before_a_model_is_loaded(
+    tmp_path: Path, rows: list[Any], stages: list[str], said: list[str]
+):
+    """The model of the workplace is no model: whatever loads it fails otherwise."""
+    code, out, err = command(tmp_path, lines(*rows), *stages)
+    assert (code, out) == (2, ""), err
+    assert all(words in err for words in said), err
+    assert err.count("error: ") == 1
+    assert "Traceback" not in err
+
+
 def test_a_learning_rate_of_1e_5_is_taken_as_the_number_it_is(tmp_path: Path):
     code, _, err = prepare(tmp_path, lines(*GOOD), "reward.optim.learning_rate=1e-5")
     assert code == 0, err

@@ -12,11 +12,13 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from assay.data.agreement import accuracy_ceiling
+from assay.data.steps import split_steps
 from assay.rng import python_rng
-from assay.types import Preference, Prompt
+from assay.types import JudgedSteps, Preference, Prompt, Ranking
 from assay.worlds.config import AnnotatorConfig
 from assay.worlds.world import Truth, World
 
@@ -50,6 +52,23 @@ class Annotator:
         chance = self.chance(world.truth(prompt, a), world.truth(prompt, b), compare_lengths(a, b))
         chosen, rejected = (a, b) if rng.random() < chance else (b, a)
         return Preference(prompt, chosen, rejected)
+
+    def rank(self, world: World, prompt: Prompt, answers: Sequence[str], rng: random.Random) -> Ranking:
+        """The answers in this person's order: each is held against those in place, the best first, until it wins."""
+        worth = {answer: world.truth(prompt, answer) for answer in answers}
+        order: list[str] = []
+        for answer in answers:
+            chances = (self.chance(worth[answer], worth[other], compare_lengths(answer, other)) for other in order)
+            place = next((place for place, chance in enumerate(chances) if rng.random() < chance), len(order))
+            order.insert(place, answer)
+        return Ranking(prompt, tuple(order))
+
+    def judge_steps(self, world: World, prompt: Prompt, answer: str, rng: random.Random) -> JudgedSteps:
+        """Every sentence, and whether this person finds the answer better with it than it was without."""
+        steps = tuple(split_steps(answer))
+        worth = [self.utility(world.truth(prompt, " ".join(steps[:end]))) for end in range(len(steps) + 1)]
+        good = (rng.random() < _logistic((after - before) / self.noise) for before, after in pairwise(worth))
+        return JudgedSteps(prompt, steps, tuple(good))
 
 
 def panel(world: World, config: AnnotatorConfig, seed: int) -> list[Annotator]:

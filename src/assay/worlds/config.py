@@ -38,6 +38,11 @@ class WorldData(Config):
         description="each pair is compared under one of these alone, drawn at random, e.g. [helpfulness, courtesy]; "
         "all things considered if left out",
     )
+    rankings: int = Field(default=0, ge=0, description="rankings of several answers each, for training")
+    ranking_size: int = Field(default=4, ge=2, le=16, description="answers in a ranking")
+    steps: int = Field(
+        default=0, ge=0, description="answers for training of which every sentence is judged good or bad, in turn"
+    )
     verdicts: int = Field(default=0, ge=0, description="answers for training that are judged good or bad on their own")
     held_out: Share = Field(default=0.12, description="validation and test rows, each as a share of the training rows")
     quality: tuple[Share, Share] = Field(

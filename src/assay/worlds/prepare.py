@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from assay.config import did_you_mean
+from assay.data.items import as_preferences
 from assay.data.prepared import Prepared, Splits
 from assay.errors import ConfigError
 from assay.rng import python_rng
-from assay.types import Demonstration, Preference, Prompt, Verdict
+from assay.types import Demonstration, JudgedSteps, Preference, Prompt, Ranking, Verdict
 from assay.worlds.annotator import Annotator, Pair, measure, panel
 from assay.worlds.config import WorldData
 from assay.worlds.world import SPLITS, Split, World, load_world
@@ -33,21 +35,31 @@ def prepare_world(config: WorldData, seed: int) -> Prepared:
         rows = _cycle(prompts[split], _size(config.demonstrations, config, split))
         return [_demonstration(world, prompt, config, (seed, split, n)) for n, prompt in rows]
 
+    def rankings(split: Split) -> list[Ranking]:
+        rows = _cycle(prompts[split], _size(config.rankings, config, split))
+        return [_ranking(world, people, prompt, config, (seed, split, n)) for n, prompt in rows]
+
     def preferences(split: Split) -> list[Preference]:
-        size = _size(config.preferences, config, split)
-        return [
-            _preference(world, people, prompt, config, (seed, split, n)) for n, prompt in _cycle(prompts[split], size)
-        ]
+        rows = _cycle(prompts[split], _size(config.preferences, config, split))
+        pairs = [_preference(world, people, prompt, config, (seed, split, n)) for n, prompt in rows]
+        return pairs + [pair for ranking in getattr(ranked, split) for pair in as_preferences(ranking)]
+
+    def steps(split: Split) -> list[JudgedSteps]:
+        rows = _cycle(prompts[split], _size(config.steps, config, split))
+        return [_judged_steps(world, people, prompt, config, (seed, split, n)) for n, prompt in rows]
 
     def verdicts(split: Split) -> list[Verdict]:
-        rows = _cycle(prompts[split], _size(config.verdicts, config, split)) if config.verdicts else []
+        rows = _cycle(prompts[split], _size(config.verdicts, config, split))
         return [_verdict(world, people, prompt, config, (seed, split, n)) for n, prompt in rows]
 
-    shown, compared, judged = _per_split(demonstrations), _per_split(preferences), _per_split(verdicts)
+    shown, ranked = _per_split(demonstrations), _per_split(rankings)
+    compared, stepwise, judged = _per_split(preferences), _per_split(steps), _per_split(verdicts)
     text = list(world.corpus(config.documents, seed))
     counts = {
         "demonstrations": shown.counts(),
         "preferences": compared.counts(),
+        "rankings": ranked.counts(),
+        "steps": stepwise.counts(),
         "verdicts": judged.counts(),
         "prompts": {split: len(prompts[split]) for split in SPLITS},
         "documents": len(text),
@@ -62,7 +74,7 @@ def prepare_world(config: WorldData, seed: int) -> Prepared:
         },
         "truth": _worth(world, shown.train[:MEASURED]),
     }
-    return Prepared(shown, compared, judged, Splits(**prompts), text=text, report=report)
+    return Prepared(shown, compared, judged, Splits(**prompts), ranked, stepwise, text, report)
 
 
 def _per_split(make: Callable[[Split], list[T]]) -> Splits[T]:
@@ -70,7 +82,7 @@ def _per_split(make: Callable[[Split], list[T]]) -> Splits[T]:
 
 
 def _size(train: int, config: WorldData, split: Split) -> int:
-    return train if split == "train" else max(1, round(train * config.held_out))
+    return train if split == "train" or not train else max(1, round(train * config.held_out))
 
 
 def _cycle(prompts: Sequence[Prompt], size: int) -> list[tuple[int, Prompt]]:
@@ -84,25 +96,52 @@ def _demonstration(world: World, prompt: Prompt, config: WorldData, key: tuple[i
 
 
 def _pair(world: World, prompt: Prompt, config: WorldData, key: tuple[int, str, int]) -> Pair:
-    """Two different answers by two people of different skill."""
-    rng = python_rng(key[0], "pair", *key[1:])
-    a = world.demonstrate(prompt, rng.uniform(*config.pair_quality), rng)
-    b = a
-    while b == a:
-        b = world.demonstrate(prompt, rng.uniform(*config.pair_quality), rng)
+    a, b = _answers(world, prompt, config, python_rng(key[0], "pair", *key[1:]), 2)
     return prompt, a, b
+
+
+def _answers(world: World, prompt: Prompt, config: WorldData, rng: random.Random, count: int) -> list[str]:
+    """Different answers by people of different skill."""
+    answers: dict[str, None] = {}
+    while len(answers) < count:
+        answers[world.demonstrate(prompt, rng.uniform(*config.pair_quality), rng)] = None
+    return list(answers)
+
+
+def _ranking(
+    world: World, people: Sequence[Annotator], prompt: Prompt, config: WorldData, key: tuple[int, str, int]
+) -> Ranking:
+    rng = python_rng(key[0], "ranking", *key[1:])
+    answers = _answers(world, prompt, config, rng, config.ranking_size)
+    person, objective = _asked(people, config, key, rng)
+    return replace(person.rank(world, prompt, answers, rng), objective=objective)
+
+
+def _judged_steps(
+    world: World, people: Sequence[Annotator], prompt: Prompt, config: WorldData, key: tuple[int, str, int]
+) -> JudgedSteps:
+    rng = python_rng(key[0], "steps", *key[1:])
+    (answer,) = _answers(world, prompt, config, rng, 1)
+    return rng.choice(people).judge_steps(world, prompt, answer, rng)
 
 
 def _preference(
     world: World, people: Sequence[Annotator], prompt: Prompt, config: WorldData, key: tuple[int, str, int]
 ) -> Preference:
     rng = python_rng(key[0], "vote", *key[1:])
+    person, objective = _asked(people, config, key, rng)
+    return replace(person.prefer(world, *_pair(world, prompt, config, key), rng), objective=objective)
+
+
+def _asked(
+    people: Sequence[Annotator], config: WorldData, key: tuple[int, str, int], rng: random.Random
+) -> tuple[Annotator, str]:
+    """Somebody, and what they look at: one objective alone, or "" for all things considered."""
     person = rng.choice(people)
     if not config.objectives:
-        return person.prefer(world, *_pair(world, prompt, config, key), rng)
+        return person, ""
     objective = python_rng(key[0], "objective", *key[1:]).choice(config.objectives)
-    pair = person.asked_about(objective).prefer(world, *_pair(world, prompt, config, key), rng)
-    return replace(pair, objective=objective)
+    return person.asked_about(objective), objective
 
 
 def _verdict(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from pydantic import ValidationError
 
+from assay.data.items import as_preferences
 from assay.data.prepared import Prepared
 from assay.worlds import SPLITS, load_world
-from assay.worlds.config import WorldData
+from assay.worlds.config import AnnotatorConfig, WorldData
 from assay.worlds.prepare import prepare_world
 
 SMALL = WorldData(demonstrations=300, preferences=400, held_out=0.1, documents=20)
@@ -74,6 +76,45 @@ def test_verdicts_are_asked_for_and_change_nothing_else():
     }
     assert 0.35 < len(worth[True]) / 200 < 0.65
     assert sum(worth[True]) / len(worth[True]) > sum(worth[False]) / len(worth[False]) + 2
+
+
+def test_rankings_are_asked_for_and_bring_their_pairs():
+    asked = prepare_world(SMALL.model_copy(update={"rankings": 100, "ranking_size": 5}), 3)
+    assert asked.rankings.counts() == {"train": 100, "validation": 10, "test": 10}
+    pairs = [pair for ranking in asked.rankings.train for pair in as_preferences(ranking)]
+    assert asked.preferences.train == [*PREPARED.preferences.train, *pairs]
+    assert all(len(set(ranking.responses)) == 5 for ranking in asked.rankings.train)
+    assert asked.report["counts"]["rankings"] == asked.rankings.counts()
+
+
+def test_a_person_without_noise_ranks_by_the_truth():
+    exact = {"noise": 1e-6, "length_bias": 0.5, "disagreement": 0.0}
+    asked = prepare_world(SMALL.model_copy(update={"rankings": 50, "annotator": AnnotatorConfig(**exact)}), 3)
+    world = load_world("frontdesk")
+    for ranking in asked.rankings.train:
+        worth = [world.truth(ranking.prompt, answer).total for answer in ranking.responses]
+        assert all(better >= worse - 1e-4 for better, worse in pairwise(worth))
+
+
+def test_a_ranking_under_objectives_names_the_one_that_was_asked_about():
+    named = {"rankings": 20, "objectives": ("helpfulness", "courtesy")}
+    asked = prepare_world(SMALL.model_copy(update=named), 3)
+    assert {ranking.objective for ranking in asked.rankings.train} == {"helpfulness", "courtesy"}
+
+
+def test_a_step_is_good_where_the_answer_is_better_with_it():
+    exact = {"noise": 1e-6, "length_bias": 0.5, "disagreement": 0.0}
+    asked = prepare_world(SMALL.model_copy(update={"steps": 100, "annotator": AnnotatorConfig(**exact)}), 3)
+    assert asked.steps.counts() == {"train": 100, "validation": 10, "test": 10}
+    world = load_world("frontdesk")
+    judged = 0
+    for item in asked.steps.train:
+        worth = [world.truth(item.prompt, " ".join(item.steps[:n])).total for n in range(len(item.steps) + 1)]
+        for (before, after), good in zip(pairwise(worth), item.good, strict=True):
+            if abs(after - before) > 1e-4:
+                assert good == (after > before)
+                judged += 1
+    assert judged > 150
 
 
 def test_prepared_data_survives_the_disk(tmp_path):

@@ -18,6 +18,7 @@ from assay.worlds.prepare import prepare_world
 
 SMALL = WorldData(demonstrations=300, preferences=400, held_out=0.1, documents=20)
 PREPARED = prepare_world(SMALL, 3)
+EXACT = AnnotatorConfig(noise=1e-6, length_bias=0.5, disagreement=0)
 
 
 def test_counts_are_as_set_and_as_reported():
@@ -88,8 +89,7 @@ def test_rankings_are_asked_for_and_bring_their_pairs():
 
 
 def test_a_person_without_noise_ranks_by_the_truth():
-    exact = {"noise": 1e-6, "length_bias": 0.5, "disagreement": 0.0}
-    asked = prepare_world(SMALL.model_copy(update={"rankings": 50, "annotator": AnnotatorConfig(**exact)}), 3)
+    asked = prepare_world(SMALL.model_copy(update={"rankings": 50, "annotator": EXACT}), 3)
     world = load_world("frontdesk")
     for ranking in asked.rankings.train:
         worth = [world.truth(ranking.prompt, answer).total for answer in ranking.responses]
@@ -103,8 +103,7 @@ def test_a_ranking_under_objectives_names_the_one_that_was_asked_about():
 
 
 def test_a_step_is_good_where_the_answer_is_better_with_it():
-    exact = {"noise": 1e-6, "length_bias": 0.5, "disagreement": 0.0}
-    asked = prepare_world(SMALL.model_copy(update={"steps": 100, "annotator": AnnotatorConfig(**exact)}), 3)
+    asked = prepare_world(SMALL.model_copy(update={"steps": 100, "annotator": EXACT}), 3)
     assert asked.steps.counts() == {"train": 100, "validation": 10, "test": 10}
     world = load_world("frontdesk")
     judged = 0

@@ -22,7 +22,7 @@ export HF_HUB_OFFLINE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare
-.PHONY: bench bench-quick bench-scaling bench-data
+.PHONY: bench bench-quick bench-quality bench-scaling bench-data
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -79,6 +79,9 @@ bench: $(VENV)/.installed ## race TRL and transformers with the same work, DATA=
 
 bench-quick: $(VENV)/.installed ## the same with the smallest model, one step, one round: .bench/bench.md
 	$(BIN)/python -m bench.race --data '$(DATA)' --shapes llama --steps 1 --rounds 1 --results .bench
+
+bench-quality: $(VENV)/.installed ## race TRL's PPO to a win rate of 80 % on the embedded world: docs/results/quality.md
+	$(BIN)/python -m bench.race.quality
 
 bench-scaling: $(VENV)/.installed ## how the time of a step grows with every size: docs/results/scaling.md
 	$(BIN)/python -m bench.scaling

@@ -19,6 +19,8 @@ from trl import (  # pyright: ignore[reportMissingImports]  (another environment
     GRPOTrainer,
     RewardConfig,
     RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
     SFTConfig,
     SFTTrainer,
 )
@@ -75,18 +77,30 @@ def sft(job: side.Job, rows: side.Rows) -> dict[str, Any]:
 
 
 def grpo(job: side.Job, rows: side.Rows) -> dict[str, Any]:
-    prompts = sorted(rows, key=lambda row: len(row["prompt_ids"]))
-    config = GRPOConfig(
+    config = GRPOConfig(**groups(job), loss_type="grpo")
+    return train(GRPOTrainer(job["policy"], job["reward"], config, train_dataset=asked(rows), peft_config=lora(job)))
+
+
+def rloo(job: side.Job, rows: side.Rows) -> dict[str, Any]:
+    config = RLOOConfig(**groups(job))
+    return train(RLOOTrainer(job["policy"], job["reward"], config, train_dataset=asked(rows), peft_config=lora(job)))
+
+
+def groups(job: side.Job) -> dict[str, Any]:
+    """Arguments of the trainers that sample groups."""
+    return {
         **common(job),
-        num_generations=job["group"],
-        generation_batch_size=job["batch"],
-        max_completion_length=job["new_tokens"],
-        shuffle_dataset=False,
-        beta=job["kl_coef"],
-        loss_type="grpo",
-    )
-    dataset = Dataset.from_list([{"prompt": row["prompt"]} for row in prompts])
-    return train(GRPOTrainer(job["policy"], job["reward"], config, train_dataset=dataset, peft_config=lora(job)))
+        "num_generations": job["group"],
+        "generation_batch_size": job["batch"],
+        "max_completion_length": job["new_tokens"],
+        "shuffle_dataset": False,
+        "beta": job["kl_coef"],
+    }
+
+
+def asked(rows: side.Rows) -> Dataset:
+    prompts = sorted(rows, key=lambda row: len(row["prompt_ids"]))
+    return Dataset.from_list([{"prompt": row["prompt"]} for row in prompts])
 
 
 def train(trainer: Any) -> dict[str, Any]:
@@ -130,4 +144,4 @@ def lora(job: side.Job) -> LoraConfig | None:
 
 
 if __name__ == "__main__":
-    side.run({"reward": reward, "reward_lora": reward, "dpo": dpo, "sft": sft, "grpo": grpo})
+    side.run({"reward": reward, "reward_lora": reward, "dpo": dpo, "sft": sft, "grpo": grpo, "rloo": rloo})

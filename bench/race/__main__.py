@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +21,9 @@ from typing import Any
 import torch
 from bench import common
 from bench.race import page, work
-from bench.race.races import ENVIRONMENTS, RACES, Race
+from bench.race.races import RACES, Race
+from bench.race.sides import OURS, THREADS, peer, side
 
-THREADS = 2
 SHARED = {
     "threads": THREADS,
     "max_length": work.MAX_LENGTH,
@@ -50,13 +47,13 @@ def main() -> None:
     facts = common.origin(shlex.join(["python", "-m", "bench.race", *sys.argv[1:]]))
     races = [race if asked.steps is None else replace(race, steps=asked.steps) for race in RACES]
     races = [race for race in races if asked.only is None or race.name in asked.only]
-    interpreters = {script: environment(ENVIRONMENTS[script]) for script in {race.script for race in races}}
+    peers = {script: peer(script) for script in {race.script for race in races}}
     folders = {shape: work.prepare(shape, asked.data) for shape in asked.shapes}
     runs: list[dict[str, Any]] = []
     for number in range(1, asked.rounds + 1):
         for shape, folder in folders.items():
             for race in races:
-                runs.append({"round": number, "shape": shape, **measure(race, folder, interpreters[race.script])})
+                runs.append({"round": number, "shape": shape, **measure(race, folder, peers[race.script])})
                 print(page.line(runs[-1]), file=sys.stderr)
         # After every round, so that a race that is stopped has said what it saw.
         found = {**facts, "rounds": number, "runs": runs}
@@ -64,7 +61,7 @@ def main() -> None:
         common.write(asked.results / "bench.md", page.page(found))
 
 
-def measure(race: Race, folder: Path, interpreter: Path) -> dict[str, Any]:
+def measure(race: Race, folder: Path, peer: list[str]) -> dict[str, Any]:
     """Both sides of one race, one after the other."""
     rows = [json.loads(row) for row in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = rows[: race.steps * race.prompts]
@@ -81,40 +78,9 @@ def measure(race: Race, folder: Path, interpreter: Path) -> dict[str, Any]:
         "tokens": race.useful_tokens(rows),
         "flops": race.useful_flops(rows, weights),
         "peak_flops": peak_flops(),
-        "ours": side([sys.executable, "-m", "bench.race.ours"], job, folder / "ours"),
-        "peer": side([str(interpreter), "-m", f"bench.peers.{race.script}"], job, folder / "peer"),
+        "ours": side(OURS, job, folder / "ours"),
+        "peer": side(peer, job, folder / "peer"),
     }
-
-
-def side(command: list[str], job: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
-    """What one side measures of itself; SystemExit with its last words where it fails."""
-    scratch.mkdir(exist_ok=True)
-    paths = {"scratch": str(scratch / "out"), "out": str(scratch / "measured.json")}
-    (scratch / "job.json").write_text(json.dumps({**job, **paths}), encoding="utf-8")
-    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(THREADS)}
-    with (scratch / "log").open("w", encoding="utf-8") as log:
-        done = subprocess.run(
-            [*command, str(scratch / "job.json")], cwd=common.ROOT, env=os.environ | quiet, stdout=log, stderr=log
-        )
-    if done.returncode:
-        tail = (scratch / "log").read_text(encoding="utf-8").splitlines()[-8:]
-        raise SystemExit("\n".join([f"{shlex.join(command)} failed; its log is {scratch / 'log'}", *tail]))
-    return json.loads((scratch / "measured.json").read_text(encoding="utf-8"))
-
-
-def environment(requirement: str) -> Path:
-    """The interpreter of a peer's environment, with the versions of libraries that Assay is tested with."""
-    folder = work.FOLDER / requirement.replace("==", "-")
-    pins = common.ROOT / "constraints.txt"
-
-    def build() -> None:
-        install = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", "-c", str(pins)]
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        for packages in (["torch"], [requirement, "peft"]):  # torch first and alone, as in the Makefile
-            subprocess.run([*install, *packages], check=True)
-
-    work.made(folder / "stamp", f"{requirement}\n{pins.read_text(encoding='utf-8')}", build)
-    return folder / "bin" / "python"
 
 
 def peak_flops(size: int = 2048, times: int = 5) -> float:

@@ -53,7 +53,9 @@ def train_sft(job: Job, rows: Rows) -> dict[str, Any]:
 
 def train_group(job: Job, rows: Rows) -> dict[str, Any]:
     ctx = Stopwatch(Path(job["scratch"]))
-    config = GroupConfig(**sampling(job), group_size=job["group"], episodes=len(rows) * job["group"])
+    config = GroupConfig(
+        **sampling(job), method=job["race"], group_size=job["group"], episodes=len(rows) * job["group"]
+    )
     group.run(config, inputs(job, prompts=asked(rows)), ctx)
     return {"seconds": seconds_of_iterations(ctx, job)}
 
@@ -142,6 +144,7 @@ if __name__ == "__main__":
             "dpo": train_dpo,
             "sft": train_sft,
             "grpo": train_group,
+            "rloo": train_group,
             "ppo": train_ppo,
             "generate": generate,
         }

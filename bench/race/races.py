@@ -64,7 +64,6 @@ class Race:
 
 
 COMMON = "fp32, no activation checkpointing (default: on), rows sorted by length (group_by_length in the limit)"
-ENVIRONMENTS = {"trl_races": "trl==1.16.0", "generate": "trl==1.16.0", "trl_ppo": "trl==1.10.0"}
 TRL = "TRL 1.16.0"
 
 RACES = (
@@ -97,10 +96,15 @@ RACES = (
         required={"gpt2": 2.5}, steps=2, batch=32, micro_batch=16, group=8, lora=LORA_RANK, samples=True,
     ),
     Race(
+        "rloo", "RLOO, LoRA, G = 8", TRL, "trl_races",
+        f"{COMMON}; one generation batch for one optimizer step, so that no old log-probabilities are computed",
+        required={}, steps=2, batch=32, micro_batch=16, group=8, lora=LORA_RANK, samples=True,
+    ),
+    Race(
         "ppo", "PPO, LoRA, 4 inner epochs", "TRL 1.10.0", "trl_ppo",
         "fp32, no activation checkpointing; the reference is the policy without its adapter; the value model has "
-        "adapters too (the trainer would train all of it); sampling in one batch",
-        required={"gpt2": 3.0, "llama": 6.0}, memory={"gpt2": 0.35}, steps=2, batch=16, micro_batch=8, minibatches=2,
+        "adapters too (the trainer would train all of it); sampling in one batch, a minibatch in one forward pass",
+        required={"gpt2": 3.0, "llama": 6.0}, memory={"gpt2": 0.35}, steps=2, batch=16, micro_batch=16, minibatches=2,
         inner_epochs=4, lora=LORA_RANK, samples=True,
     ),
 )  # fmt: skip

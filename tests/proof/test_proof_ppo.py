@@ -42,6 +42,15 @@ def test_advantages_and_returns_are_those_of_each_episode_alone() -> None:
     torch.testing.assert_close(experience.returns_BR, torch.tensor(returns), rtol=1e-4, atol=1e-5)
 
 
+def test_the_critic_learns_returns() -> None:
+    config, roles, sampled, world = world_of_ppo()
+    experience, _ = ppo.estimate(sampled, roles, online(world), config)
+    measured = ppo.value_step(experience, roles, config)
+    off_BR = experience.values_BR - experience.returns_BR
+    assert measured["val/loss"] == pytest.approx(off_BR.square().mean().item() / 2, rel=1e-5)
+    assert (off_BR + experience.advantages_BR).abs().mean() > 0.1  # advantages are no returns less values: whitened
+
+
 @pytest.mark.parametrize("iteration", [0, 1])
 def test_during_its_warmup_the_critic_alone_learns(iteration: int) -> None:
     config, roles, sampled, world = world_of_ppo(value_warmup=1)

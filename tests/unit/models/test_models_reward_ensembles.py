@@ -88,6 +88,10 @@ def test_an_ensemble_pays_the_aggregate_of_its_members_on_one_origin(aggregate: 
         assert found - model.mean == pytest.approx(rewards.ensemble(totals, aggregate, 1.0), abs=1e-4)
 
 
+def test_calibrating_a_column_moves_the_origin_of_that_column_alone() -> None:
+    assert several("mean").calibrated(1, 0.5).calibrated(4, 2.0).origins == (0.0, 0.5, 0.0, 0.0, 2.0, 0.0)
+
+
 def test_members_that_merely_stand_on_other_origins_do_not_disagree() -> None:
     readout = Readout(("helpful", "harmless"), (1.0, 0.5), members=2, origins=(1.0, 2.0, 8.0, 6.0))
     scores = torch.tensor([[[3.0, 4.0], [10.0, 8.0]], [[1.0, 2.0], [10.0, 6.0]]])  # [B, M, O]
@@ -205,6 +209,13 @@ def test_contributions_add_up_to_the_score_less_that_of_silence(words: list[str]
     assert sum(value for _, value in found) == pytest.approx(interacting(text) - interacting(""))
     assert " ".join(word for word, _ in found).split() == words
     assert len(found) <= PIECES
+
+
+@pytest.mark.parametrize("count", [0, 1, PIECES - 1, PIECES, PIECES + 1, 2 * PIECES - 1, 2 * PIECES, 7 * PIECES + 3])
+def test_a_long_response_is_read_in_at_most_so_many_phrases(count: int) -> None:
+    found = attribute(" ".join("word" for _ in range(count)), lambda texts: [float(len(text)) for text in texts])
+    assert len(found) == (count if count <= PIECES else -(-count // -(-count // PIECES))) <= PIECES
+    assert sum(len(phrase.split()) for phrase, _ in found) == count
 
 
 @pytest.mark.parametrize("words", [(), ("a",), ("a", "ccc"), ("ccc", "a", "bb"), WORDS])

@@ -13,7 +13,7 @@ from tests.unit.stages.test_stages_learning import answers
 from tests.unit.stages.toy import Memory, run_in_two_parts, same, toy_data, weights
 
 from assay.data.render import Row
-from assay.rollout.collect import Rollouts
+from assay.rollout.collect import Experience, Rollouts
 from assay.rollout.config import SamplingParams
 from assay.stages import group, ppo
 from assay.stages.config import GroupConfig, PPOConfig
@@ -227,6 +227,29 @@ def test_the_table_of_methods_in_the_documents_is_what_the_presets_choose() -> N
         assert [cell.split(",")[0] for cell in row[1:6]] == choices
         place = "none" if GroupConfig(method=method).kl_coef == 0 else "loss" if config.kl_loss else "reward"  # type: ignore[arg-type]
         assert row[6].split(",")[0] == place
+
+
+def test_remax_takes_the_greedy_score_away() -> None:
+    mask = torch.tensor([[True, True], [True, False]])
+    found = group.token_advantages(
+        torch.tensor([2.0, 0.5]), torch.tensor([0.5, 1.5]), torch.zeros(2, 2), mask, config_of("remax"), coef=0.0
+    )
+    torch.testing.assert_close(found, torch.tensor([[1.5, 1.5], [-1.0, 0.0]]))
+
+
+def test_every_optimizer_step_has_a_number_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schedules count optimizer steps, over epochs and minibatches, from where the last iteration ended."""
+    rows, tokens = [Row([n, 1, 2], 1) for n in range(4)], torch.zeros(4, 2)
+    experience = Experience(rows, tokens == 0, *[tokens] * 6)
+    monkeypatch.setattr(group, "policy_step", lambda *_: {"policy/ratio_error": 0.0, "policy/approxkl_avg": 0.0})
+    numbers: list[int] = []
+    optimizer: Any = SimpleNamespace(update=lambda number: numbers.append(number) or {})
+    context: Any = SimpleNamespace(seed=0)
+    config = config_of("grpo", inner_epochs=3, minibatches=2)
+    for iteration in range(2):
+        policy: Any = None
+        group.update(experience, policy, optimizer, iteration, 0.1, config, context)
+    assert numbers == list(range(12))
 
 
 def test_truncated_importance_weights_multiply_the_advantages_and_with_them_the_surrogate_alone() -> None:

@@ -6,15 +6,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from tests.unit.stages.toy import QUESTIONS, Memory, run_in_two_parts, same, toy_data, weights
 
-from assay.data.render import Renderer
+from assay.data.render import Renderer, Row
 from assay.models.config import LoraConfig
 from assay.models.roles import load_policy, load_reward_model
 from assay.rollout import collect
 from assay.rollout.config import SamplingParams
 from assay.rollout.engine import Engine
 from assay.stages import ppo, reward, sft
+from assay.stages.causal import imitate
 from assay.stages.config import OptimConfig, PPOConfig, RewardConfig, SFTConfig
 from assay.stages.context import StageInputs
 
@@ -95,6 +97,28 @@ def test_sft_does_not_depend_on_how_a_batch_is_split(base: Path, tmp_path: Path,
 
     whole, parts = weights(train(None, "whole")), weights(train(micro, "parts"))
     assert max((whole[name] - parts[name]).abs().max().item() for name in whole) < 1e-5
+
+
+@pytest.mark.parametrize("micro", [None, 1, 2])
+def test_a_step_of_imitation_is_the_mean_surprise_of_its_answers_tokens_however_it_is_split(
+    base: Path, micro: int | None
+) -> None:
+    """Answers of different length: a micro-batch's own denominator would weigh their tokens differently."""
+    policy = load_policy(base)
+    rows = [Row([5, 6, 7, 8], 2), Row([9, 10, 11], 1), Row([12, 13, 14, 15, 16, 17], 1)]
+    loss = imitate(policy, rows, micro, "cpu")
+    found = {name: p.grad.clone() for name, p in policy.parameters_trained().items() if p.grad is not None}
+    policy.model.zero_grad()
+    surprises = [
+        -torch.log_softmax(policy.model(torch.tensor([row.ids])).logits[0], -1)[place - 1, row.ids[place]]
+        for row in rows
+        for place in range(row.prompt_length, len(row.ids))
+    ]
+    expected = torch.stack(surprises).mean()
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, policy.parameters_trained()[name].grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])

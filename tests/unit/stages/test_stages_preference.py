@@ -144,7 +144,7 @@ def test_the_policy_learns_what_is_preferred(
     assert report["validation_loss_before"] == pytest.approx(at_start, abs=1e-5)
     assert report["validation_loss"] < at_start - 0.02
     assert report["validation_loss"] == min(m["eval/loss"] for m in ctx.logged.values() if "eval/loss" in m)
-    assert report["kl"] > 0
+    assert report["kl"] > 0.01
     assert blue(tmp_path) > gain * blue(sft_folder)
     assert not (tmp_path / "reference.safetensors").exists()
     assert "reward_after" not in report  # nobody scores the answers

@@ -17,6 +17,7 @@ from bench.race.work import A_PAIR, SAMPLING
 
 from assay.data.prepared import Prepared, Splits
 from assay.data.render import Renderer
+from assay.models import precision
 from assay.models.config import LoraConfig
 from assay.models.roles import load_policy
 from assay.rollout.engine import Engine
@@ -137,6 +138,7 @@ def seconds_of_iterations(ctx: Stopwatch, job: Job) -> float:
 
 
 if __name__ == "__main__":
+    precision.bf16_speedup_on_cpu = lambda: 1.0  # fp32 on both sides, also where a CPU has units for bf16
     side.run(
         {
             "reward": train_reward,

@@ -10,14 +10,30 @@ gradient through it, is that of the row alone. Shapes: B rows of T tokens, L lin
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from assay.data.render import Row
+
+BLOCK = 128
+"""Tokens of a block, unless a row has more: large products are quick, small ones compute less in vain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Neighbours in a line that attend together: to themselves, and to their prompt if that is in an earlier block."""
+
+    own: slice
+    prompt: slice | None
+    bias: Tensor
+    """What is added to the scores of attention, [own, prompt + own]: 0, or −∞ where a token does not attend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +50,18 @@ class Forest:
     """The place in the flattened lines of each token of the batch; 0 on pads."""
 
     @classmethod
-    def of(cls, rows: Sequence[Row], *, width: int) -> Forest:
-        """Lines of at most `width` tokens, or of the longest row's; a tree that is too wide is cut between branches."""
+    def of(cls, rows: Sequence[Row], *, width: int | None) -> Forest:
+        """Lines of at most `width` tokens, or of the longest row's; a tree that is too wide is cut between branches.
+
+        With `width=None` there is one line of everything, and no pad.
+        """
         longest = max(len(row.ids) for row in rows)
-        trees = list(grown(rows, max(width, longest)))
-        lines = fitted([size for size, _ in trees], max(size for size, _ in trees))
+        if width is None:
+            trees = list(grown(rows, sys.maxsize))
+            lines = [list(range(len(trees)))]
+        else:
+            trees = list(grown(rows, max(width, longest)))
+            lines = fitted([size for size, _ in trees], max(size for size, _ in trees))
         shape = (len(lines), max(sum(trees[t][0] for t in line) for line in lines))
         sources, numbers, branches = np.zeros((3, *shape), dtype=np.int64)
         places = np.zeros((len(rows), longest), dtype=np.int64)
@@ -69,9 +92,56 @@ class Forest:
 
         Pads are a tree of their own in each line: no token is without any that it attends to.
         """
-        same_tree = self.trees_LW[:, :, None] == self.trees_LW[:, None, :]
-        theirs = self.branches_LW[:, None, :]
-        return (same_tree & ((theirs == 0) | (theirs == self.branches_LW[:, :, None]))).tril()[:, None]
+        return attends(self.trees_LW, self.branches_LW, self.trees_LW, self.branches_LW).tril()[:, None]
+
+    def blocks(self) -> list[Block]:
+        """One line, cut into whole trees, the prompt and first branches of a wide one, and its further branches."""
+        tree_W, branch_W = self.trees_LW[0], self.branches_LW[0]
+        return [
+            Block(own, prompt, bias_of(tree_W, branch_W, own, prompt))
+            for own, prompt in spans(tree_W.tolist(), branch_W.tolist())
+        ]
+
+
+def attends(query_tree: Tensor, query_branch: Tensor, key_tree: Tensor, key_branch: Tensor) -> Tensor:
+    """Whether the keys are of the query's tree, and of its prompt or its own branch: [.., Q], [.., K] → [.., Q, K]."""
+    key_branch = key_branch[..., None, :]
+    shared = (key_branch == 0) | (key_branch == query_branch[..., :, None])
+    return shared & (query_tree[..., :, None] == key_tree[..., None, :])
+
+
+def bias_of(tree_W: Tensor, branch_W: Tensor, own: slice, prompt: slice | None) -> Tensor:
+    """The bias of a block; every token of the prompt comes before it."""
+    seen = attends(tree_W[own], branch_W[own], tree_W[own], branch_W[own]).tril()
+    if prompt is not None:
+        seen = torch.cat([attends(tree_W[own], branch_W[own], tree_W[prompt], branch_W[prompt]), seen], 1)
+    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+def spans(trees: Sequence[int], branches: Sequence[int]) -> Iterator[tuple[slice, slice | None]]:
+    """Blocks of at most `BLOCK` tokens, or of one branch, as (own tokens, tokens of the prompt)."""
+    start = at = 0
+    for _, members in groupby(zip(trees, branches, strict=True), key=itemgetter(0)):
+        sizes = [len(list(branch)) for _, branch in groupby(members, key=itemgetter(1))]
+        tree, prompt = at, sizes[0] if branches[at] == 0 else 0
+        at += sum(sizes)
+        if at - start <= BLOCK:
+            continue
+        if tree > start:
+            yield slice(start, tree), None
+        start = tree
+        if at - start <= BLOCK:
+            continue
+        stop = tree + prompt
+        for size in sizes[1:] if prompt else sizes:
+            if stop + size - start > BLOCK and stop > tree + prompt:
+                yield slice(start, stop), slice(tree, tree + prompt) if prompt and start > tree else None
+                start = stop
+            stop += size
+        yield slice(start, at), slice(tree, tree + prompt) if prompt and start > tree else None
+        start = at
+    if at > start:
+        yield slice(start, at), None
 
 
 def grown(rows: Sequence[Row], width: int) -> Iterator[tuple[int, list[int]]]:

@@ -21,11 +21,13 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
+from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActivation
 
 from assay.data.forest import Forest
 from assay.data.pack import TokenBatch, collate
 from assay.data.render import Row
 from assay.errors import ModelError
+from assay.models import tree_attention
 from assay.models.adapters import Adapters
 from assay.models.checkpoint import writing
 from assay.models.precision import compute_dtype, weight_dtype
@@ -49,6 +51,10 @@ class Backbone:
         self.device = device
         self._compute = compute_dtype(device, model.num_parameters())
         self._takes_positions = "position_ids" in inspect.signature(self.trunk.forward).parameters
+        fuse_activations(model)
+        in_fp32 = torch.device(device).type == "cpu" and self._compute == torch.float32
+        if in_fp32 and model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation(tree_attention.NAME)
         if gradient_checkpointing:
             self._checkpoint_activations()
 
@@ -66,7 +72,7 @@ class Backbone:
         """The batch as trees; None where this model, with rows as long as these, would not read them exactly."""
         if batch.rows is None or max(len(row.ids) for row in batch.rows) > self.window or not self.shares_prompts:
             return None
-        return Forest.of(batch.rows, width=min(self.width, self.window)).to(self.device)
+        return Forest.of(batch.rows, width=None if self.by_blocks else min(self.width, self.window)).to(self.device)
 
     def hidden(self, batch: TokenBatch, adapter: str | None = None) -> Tensor:
         """Last hidden states [B, T, D] of a padded batch, with one adapter or none."""
@@ -76,15 +82,23 @@ class Backbone:
 
     def lines(self, batch: TokenBatch, forest: Forest, adapter: str | None = None, **cache: Any) -> Tensor:
         """Last hidden states [L·W, D] of a batch laid out as trees; `cache` is for their keys and values."""
+        return self._lines(batch, forest, adapter, by_blocks=self.by_blocks, **cache)
+
+    def _lines(
+        self, batch: TokenBatch, forest: Forest, adapter: str | None, *, by_blocks: bool, **inputs: Any
+    ) -> Tensor:
         mask: Tensor = forest.mask
-        if self.model.config._attn_implementation == "eager":  # which adds its mask to the scores
+        if by_blocks:
+            # A mask of four axes is passed on as it is; without one, the model would make its own.
+            inputs["blocks"], mask = forest.blocks(), torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+        elif self.model.config._attn_implementation == "eager":  # which adds its mask to the scores
             mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
         return self.forward(
             batch.input_ids.flatten()[forest.sources_LW],
             position_ids=batch.position_ids.flatten()[forest.sources_LW],
             adapter=adapter,
             attention_mask=mask,
-            **cache,
+            **inputs,
         ).flatten(0, 1)
 
     @property
@@ -105,22 +119,39 @@ class Backbone:
         """Tokens that go through the model together: enough to keep the machine busy, and little enough to be light."""
         return 2**24 // self.width if torch.device(self.device).type == "cuda" else max(1024, 2**20 // self.width)
 
+    @property
+    def by_blocks(self) -> bool:
+        """Whether trees stand in one line, and attention goes through it block by block; it drops nothing then."""
+        config = self.model.config
+        drops = max(getattr(config, name, 0.0) for name in ("attn_pdrop", "attention_dropout"))
+        return self.attends_by_blocks and not (self.model.training and drops)
+
+    @functools.cached_property
+    def attends_by_blocks(self) -> bool:
+        """Whether this model hands our attention (tree_attention.py) all that it needs."""
+        return self.model.config._attn_implementation == tree_attention.NAME and self._reads_trees(by_blocks=True)
+
     @functools.cached_property
     def shares_prompts(self) -> bool:
-        """Whether two rows of one prompt come out of a tree as they come out alone; a few tokens are tried once.
+        """Whether two rows of one prompt come out of a tree as they come out alone.
 
         Not where positions are counted along the line (ALiBi), or where attention takes no mask of its own.
         """
+        return self.attends_by_blocks or self._reads_trees(by_blocks=False)
+
+    def _reads_trees(self, *, by_blocks: bool) -> bool:
+        """A few tokens tried."""
         if not self._takes_positions:
             return False
         batch = collate([Row([1, 2, 0], 2), Row([1, 2, 1], 2), Row([2, 0], 1)], 0).to(self.device)
-        forest = Forest.of(batch.rows or (), width=16).to(self.device)
+        forest = Forest.of(batch.rows or (), width=None).to(self.device)
         training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
                 alone = self.hidden(batch).flatten(0, 1)[batch.attention_mask.flatten()].float()
-                together = self.lines(batch, forest)[forest.places_BT[batch.attention_mask]].float()
+                lines_ND = self._lines(batch, forest, None, by_blocks=by_blocks)
+                together = lines_ND[forest.places_BT[batch.attention_mask]].float()
         except (RuntimeError, ValueError, TypeError):  # a mask of this shape is refused
             return False
         finally:
@@ -236,6 +267,14 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
     for layer in filter(None, layers):
         weight = layer.get_parameter("weight")
         weight[old:] = weight[:old].mean(0)
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """GELU's tanh form, which GPT-2 and its kin spell out in eight passes over memory, as one operation."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation | FastGELUActivation):
+                setattr(module, name, GELUTanh())
 
 
 def drop_dropout(model: nn.Module) -> None:

@@ -1,0 +1,109 @@
+"""Attention along one line of trees, a block of them at a time; registered with transformers under `NAME`.
+
+    A = softmax(scale·Q·Kᵀ + bias)          O = A·V          for the queries of a block and all that they may attend to
+
+A dense mask over the line would compute every tree's attention to every other, and a masked kernel for it; a block is
+small enough for plain matrix products. The backward pass computes A again instead of keeping it:
+
+    dV = Aᵀ·dO     dA = dO·Vᵀ     dS = A ∘ (dA − Σ dA ∘ A)     dQ = scale·dS·K     dK = scale·dSᵀ·Q
+
+Shapes: H heads of keys and values, each with G heads of queries (grouped queries, arXiv 2305.13245); W tokens.
+Source: recomputation as in FlashAttention (arXiv 2205.14135), alg. 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from assay.data.forest import Block
+
+NAME = "assay_trees"
+
+
+def attention_forward(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    blocks: Sequence[Block] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' interface: [1, heads, W, D] → [1, W, heads, D]; without `blocks` it is its own sdpa."""
+    if blocks is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    if dropout or any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux")):
+        raise ValueError("attention over blocks knows no dropout, softcap, position bias or sinks")
+    grouped = query.view(key.shape[1], -1, *query.shape[2:])
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    found: Tensor = BlockAttention.apply(grouped, key[0], value[0], scale, blocks)  # pyright: ignore
+    return found.flatten(0, 1).transpose(0, 1)[None], None
+
+
+class BlockAttention(torch.autograd.Function):
+    """[H, G, W, D] queries, [H, W, D] keys and values → [H, G, W, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, blocks: Sequence[Block]) -> Tensor:
+        found = torch.empty_like(q)
+        for block in blocks:
+            weights = attention_weights(q, k, scale, block)
+            found[:, :, block.own] = (weights @ attended(v, block)).view_as(q[:, :, block.own])
+        ctx.save_for_backward(q, k, v)
+        ctx.scale, ctx.blocks = scale, blocks
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        q, k, v = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for block in ctx.blocks:
+            weights = attention_weights(q, k, ctx.scale, block)
+            do = queries(gradients[0], block)
+            add_attended(dv, weights.transpose(1, 2) @ do, block)
+            ds = do @ attended(v, block).transpose(1, 2)
+            ds = torch._softmax_backward_data(ds, weights, -1, ds.dtype).mul_(ctx.scale)
+            dq[:, :, block.own] = (ds @ attended(k, block)).view_as(q[:, :, block.own])
+            add_attended(dk, ds.transpose(1, 2) @ queries(q, block), block)
+        return dq, dk, dv, None, None
+
+
+def attention_weights(q: Tensor, k: Tensor, scale: float, block: Block) -> Tensor:
+    """A of one block, [H, G·own, prompt + own]."""
+    rows = queries(q, block)
+    bias = block.bias.repeat(q.shape[1], 1)[None]
+    return torch.baddbmm(bias, rows, attended(k, block).transpose(1, 2), alpha=scale).softmax(-1)
+
+
+def queries(x: Tensor, block: Block) -> Tensor:
+    """The block's own tokens, [H, G, W, D] → [H, G·own, D]."""
+    return x[:, :, block.own].flatten(1, 2)
+
+
+def attended(x: Tensor, block: Block) -> Tensor:
+    """What the block attends to, [H, W, D] → [H, prompt + own, D]."""
+    own = x[:, block.own]
+    return own if block.prompt is None else torch.cat([x[:, block.prompt], own], 1)
+
+
+def add_attended(total: Tensor, part: Tensor, block: Block) -> None:
+    """Add gradients of `attended` in their places."""
+    shared = 0 if block.prompt is None else block.prompt.stop - block.prompt.start
+    if block.prompt is not None:
+        total[:, block.prompt] += part[:, :shared]
+    total[:, block.own] += part[:, shared:]
+
+
+AttentionInterface.register(NAME, attention_forward)
+AttentionMaskInterface.register(NAME, sdpa_mask)

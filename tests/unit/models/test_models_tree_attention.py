@@ -1,0 +1,102 @@
+"""Attention over blocks of trees is attention under the trees' mask: values, gradients, grouped queries."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests import tiny
+from tests.unit.algorithms.batches import quick
+from torch import Tensor
+
+from assay.data import forest as forests
+from assay.data.forest import Forest
+from assay.data.pack import collate
+from assay.data.render import Row
+from assay.models.backbone import Backbone
+from assay.models.policy import load_policy
+from assay.models.tree_attention import attention_forward
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> list[Row]:
+    """Rows of few prompts; a prompt may be empty, an answer may be longer than a block."""
+    prompts = draw(st.lists(st.lists(st.integers(1, 9), max_size=9), min_size=1, max_size=4))
+    lengths = st.integers(1, 9) | st.integers(10, 30)
+    answers = draw(st.lists(st.tuples(st.sampled_from(prompts), lengths), min_size=1, max_size=9))
+    return [Row([*prompt, *([7] * length)], len(prompt)) for prompt, length in answers]
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """The definition, [1, heads, W, D] → [1, W, heads, D]; every query head with the key head of its group."""
+    groups = query.shape[1] // key.shape[1]
+    found = []
+    for h in range(query.shape[1]):
+        scores = scale * query[0, h] @ key[0, h // groups].T
+        found.append(torch.softmax(scores.masked_fill(~mask, -math.inf), -1) @ value[0, h // groups])
+    return torch.stack(found, 1)[None]
+
+
+@quick
+@given(rows=batches(), size=st.integers(1, 40), groups=st.sampled_from([1, 3]))
+def test_attention_by_blocks_is_attention_under_the_mask(rows: list[Row], size: int, groups: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forests, "BLOCK", size)
+        forest = Forest.of(rows, width=None)
+        blocks = forest.blocks()
+    width = forest.sources_LW.shape[1]
+    assert [place for block in blocks for place in range(width)[block.own]] == list(range(width))
+    noise = torch.Generator().manual_seed(width)
+    shapes = [(1, 2 * groups, width, 4), (1, 2, width, 4), (1, 2, width, 4)]
+    q, k, v = (torch.randn(shape, generator=noise, dtype=torch.double, requires_grad=True) for shape in shapes)
+    for block in blocks:
+        object.__setattr__(block, "bias", block.bias.double())
+    module: Any = None
+    found, _ = attention_forward(module, q, k, v, None, scaling=0.7, blocks=blocks)
+    expected = dense(q, k, v, forest.mask[0, 0], 0.7)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn(found.shape, generator=noise, dtype=torch.double)
+    gradients = [torch.autograd.grad(out, (q, k, v), upstream) for out in (found, expected)]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@quick
+@given(rows=batches(), size=st.integers(1, 40))
+def test_a_block_is_as_large_as_it_may_be_and_no_larger_than_it_must(rows: list[Row], size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forests, "BLOCK", size)
+        blocks = Forest.of(rows, width=None).blocks()
+    longest = max(len(row.ids) for row in rows)
+    sizes = [block.own.stop - block.own.start for block in blocks]
+    assert max(sizes) <= max(size, longest)
+    assert all(block.prompt is None or block.prompt.stop <= block.own.start for block in blocks)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "qwen3"])
+def test_models_hand_over_what_it_needs_and_are_saved_as_they_came(name: str, tmp_path: Path) -> None:
+    policy = load_policy(tiny.folder(name))
+    assert policy.backbone.by_blocks
+    policy.save(tmp_path)
+    assert "assay_trees" not in (tmp_path / "config.json").read_text()
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == name
+
+
+def test_where_attention_drops_something_in_training_it_is_left_to_the_model() -> None:
+    backbone: Backbone = load_policy(tiny.folder("gpt2")).backbone
+    backbone.model.config.attn_pdrop = 0.1  # type: ignore[assignment]
+    batch = collate([Row([1, 2, 3], 1), Row([1, 4], 1)], 0)
+    backbone.model.train()
+    assert not backbone.by_blocks
+    trained = backbone.forest(batch)
+    backbone.model.eval()
+    evaluated = backbone.forest(batch)
+    assert trained is not None
+    assert evaluated is not None
+    torch.testing.assert_close(backbone.lines(batch, trained), backbone.lines(batch, evaluated))

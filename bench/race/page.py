@@ -112,6 +112,7 @@ NOTES = """\
 - Both read the same real dialogues (HH-RLHF, those that fit 512 tokens uncut) as the same token ids, with the same
   randomly initialised weights and a tokenizer trained on the same texts. Batches, epochs, adapters (r = 8, PEFT's usual
   layers) and optimizer are the same.
+- fp32 on both sides, also where the CPU has units for bf16, which Assay would use by itself for models this large.
 - The clock runs over optimizer steps. Loading, tokenising and saving are outside on both sides, and so is a first step
   on a few rows. DPO's pass over the reference is inside.
 - Useful tokens: a prompt once and its responses, or the tokens that were sampled. Neither pads nor repeats count. The

@@ -30,9 +30,11 @@ def token_logprobs(
 
         z = (h·Wᵀ + b) / temperature        log p(id) = z_id − log Σ_v e^{z_v}        H = −Σ_v p_v·log p_v
 
-    Logits exist for `chunk` rows at a time and are computed again in the backward pass: one more matrix product, and
-    nothing kept but the inputs and the entropies. A frozen head (LoRA) costs no weight gradient. The head works in
-    float32 (float64 for float64 input), under autocast too; a half-precision weight is copied to float32 for the call.
+    Logits exist for `chunk` rows at a time. Where the head learns, they are computed again in the backward pass: one
+    more matrix product, and nothing kept but the inputs and the entropies. Where it is frozen (LoRA) and no entropy is
+    asked for, ∂log p(id)/∂h = (W_id − Σ_v p_v·W_v) / temperature is taken on the way, and the backward pass scales it.
+    The head works in float32 (float64 for float64 input), under autocast too; a half-precision weight is copied to
+    float32 for the call.
     Shapes: [N, D], [V, D], [N], bias [V] → [N] and [N] or None, in nats.
     """
     logprobs_N, entropy_N = _ChunkedLogprobs.apply(
@@ -68,18 +70,26 @@ class _ChunkedLogprobs(Function):
         logprobs_N = torch.empty(len(ids_N), dtype=dtype, device=hidden_ND.device)
         entropy_N = torch.empty(len(ids_N) if with_entropy else 0, dtype=dtype, device=hidden_ND.device)
         weight, bias = weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
+        ctx.on_the_way = ctx.needs_input_grad[:3] == (True, False, False) and not with_entropy
+        slope_ND = torch.empty_like(hidden_ND) if ctx.on_the_way else None
         for rows in _chunks(len(ids_N), chunk):
             logprobs = _logits(hidden_ND[rows].to(dtype), weight, bias, temperature).log_softmax(dim=-1)
             logprobs_N[rows] = logprobs.gather(1, ids_N[rows, None]).squeeze(1)
             if with_entropy:
                 entropy_N[rows] = logprobs.exp().mul_(logprobs).sum(dim=-1).neg_()
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, ids_N, entropy_N)
+            if slope_ND is not None:
+                slope_ND[rows] = ((weight[ids_N[rows]] - logprobs.exp_() @ weight) / temperature).to(hidden_ND.dtype)
+        kept = (slope_ND,) if ctx.on_the_way else (hidden_ND, weight_VD, bias_V, ids_N, entropy_N)
+        ctx.save_for_backward(*kept)
         ctx.temperature, ctx.chunk, ctx.with_entropy = temperature, chunk, with_entropy
         return logprobs_N, entropy_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logprobs_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.on_the_way:
+            (slope_ND,) = ctx.saved_tensors
+            return slope_ND * grad_logprobs_N[:, None].to(slope_ND.dtype), *[None] * 6
         hidden_ND, weight_VD, bias_V, ids_N, entropy_N = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         dtype = grad_logprobs_N.dtype

@@ -13,7 +13,8 @@ from bench import scaling
 from bench.peers import side
 from bench.race import page, work
 from bench.race.context import Stopwatch
-from bench.race.races import ENVIRONMENTS, RACES
+from bench.race.races import RACES
+from bench.race.sides import ENVIRONMENTS
 from transformers import GenerationConfig
 
 from assay.data.render import Renderer

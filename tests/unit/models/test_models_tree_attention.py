@@ -90,7 +90,7 @@ def test_models_hand_over_what_it_needs_and_are_saved_as_they_came(name: str, tm
 
 def test_where_attention_drops_something_in_training_it_is_left_to_the_model() -> None:
     backbone: Backbone = load_policy(tiny.folder("gpt2")).backbone
-    backbone.model.config.attn_pdrop = 0.1  # type: ignore[assignment]
+    backbone.model.config.attn_pdrop = 0.1
     batch = collate([Row([1, 2, 3], 1), Row([1, 4], 1)], 0)
     backbone.model.train()
     assert not backbone.by_blocks

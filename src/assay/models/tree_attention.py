@@ -1,4 +1,6 @@
-"""Attention along one line of trees, a block of them at a time; registered with transformers under `NAME`.
+"""Attention that computes little in vain: along one line of trees, and over rows of a cache that are of unequal length.
+
+Registered with transformers under `NAME`; a forward pass says by keyword which of the two it is, or neither.
 
     A = softmax(scale·Q·Kᵀ + bias)          O = A·V          for the queries of a block and all that they may attend to
 
@@ -14,6 +16,7 @@ Source: recomputation as in FlashAttention (arXiv 2205.14135), alg. 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +29,9 @@ from assay.data.forest import Block
 
 NAME = "assay_trees"
 
+Stretch = tuple[slice, int]
+"""Neighbouring rows, and the first column that any of them fills."""
+
 
 def attention_forward(
     module: torch.nn.Module,
@@ -36,13 +42,23 @@ def attention_forward(
     scaling: float | None = None,
     dropout: float = 0.0,
     blocks: Sequence[Block] | None = None,
+    stretches: Sequence[Stretch] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' interface: [1, heads, W, D] → [1, W, heads, D]; without `blocks` it is its own sdpa."""
+    """transformers' interface: [B, heads, T, D] → [B, T, heads, D]; its own sdpa, unless it is told more.
+
+    `blocks` cut one line of trees (B = 1). `stretches` are rows of a cache with the column at which they begin.
+    """
+    sdpa = partial(sdpa_attention_forward, module, scaling=scaling, dropout=dropout, **kwargs)
+    if stretches is not None:
+        assert attention_mask is not None
+        parts = [
+            sdpa(query[rows], key[rows, :, start:], value[rows, :, start:], attention_mask[rows, :, :, start:])[0]
+            for rows, start in stretches
+        ]
+        return torch.cat(parts), None
     if blocks is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-        )
+        return sdpa(query, key, value, attention_mask)
     if dropout or any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux")):
         raise ValueError("attention over blocks knows no dropout, softcap, position bias or sinks")
     grouped = query.view(key.shape[1], -1, *query.shape[2:])
@@ -103,6 +119,14 @@ def add_attended(total: Tensor, part: Tensor, block: Block) -> None:
     if block.prompt is not None:
         total[:, block.prompt] += part[:, :shared]
     total[:, block.own] += part[:, shared:]
+
+
+def stretches_of(spans: Sequence[int], width: int, count: int = 4) -> list[Stretch]:
+    """Rows that fill the last `spans` of `width` columns, in at most `count` stretches of neighbours."""
+    size = -(-len(spans) // count)
+    return [
+        (slice(start, start + size), width - max(spans[start : start + size])) for start in range(0, len(spans), size)
+    ]
 
 
 AttentionInterface.register(NAME, attention_forward)

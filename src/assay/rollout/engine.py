@@ -12,6 +12,7 @@ import functools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from assay.data.pack import collate
 from assay.data.render import Renderer, Row
 from assay.errors import UsageError
 from assay.models.policy import Policy
+from assay.models.tree_attention import stretches_of
 from assay.rollout.cache import SlotCache, check_cacheable, seen_columns
 from assay.rollout.config import SamplingParams
 from assay.rollout.sampler import Generation, NgramBlock, draw, penalise, uniforms
@@ -223,13 +225,18 @@ class Engine:
 
     def _step(self, slots: Slots, params: SamplingParams, head: tuple[Tensor, Tensor | None]) -> None:
         """Run the trunk on the newest tokens, and draw the next one of every row."""
-        hidden = self.policy.backbone.forward(
+        backbone, width = self.policy.backbone, slots.cache.length + 1
+        told: dict[str, Any] = {"attention_mask": slots.mask[:, :width]}
+        if backbone.attends_by_blocks and backbone.window > width:
+            spans = [sample.span + 1 for sample in slots.samples]
+            told = {"attention_mask": slots.mask[:, None, None, :width], "stretches": stretches_of(spans, width)}
+        hidden = backbone.forward(
             slots.tokens,
             position_ids=slots.positions,
             adapter=self.policy.adapter,
-            attention_mask=slots.mask[:, : slots.cache.length + 1],
             past_key_values=slots.cache,
             use_cache=True,
+            **told,
         )
         self._draw(slots, hidden[:, -1], params, head)
 

@@ -21,7 +21,8 @@ from assay.data.pack import collate
 from assay.data.render import Row
 from assay.models.backbone import Backbone
 from assay.models.policy import load_policy
-from assay.models.tree_attention import attention_forward
+from assay.models.tree_attention import attention_forward, stretches_of
+from assay.rollout.cache import seen_columns
 
 
 @st.composite
@@ -77,6 +78,24 @@ def test_a_block_is_as_large_as_it_may_be_and_no_larger_than_it_must(rows: list[
     sizes = [block.own.stop - block.own.start for block in blocks]
     assert max(sizes) <= max(size, longest)
     assert all(block.prompt is None or block.prompt.stop <= block.own.start for block in blocks)
+
+
+@quick
+@given(spans=st.lists(st.integers(1, 20), min_size=1, max_size=11), spare=st.integers(0, 3))
+def test_rows_of_unequal_length_are_read_from_where_they_begin_and_come_out_the_same(
+    spans: list[int], spare: int
+) -> None:
+    width = max(spans) + spare
+    stretches = stretches_of(spans, width)
+    assert [row for rows, _ in stretches for row in range(len(spans))[rows]] == list(range(len(spans)))
+    assert all(start == width - max(spans[rows]) for rows, start in stretches)
+    noise = torch.Generator().manual_seed(width)
+    q, k, v = (torch.randn(len(spans), 2, tokens, 4, generator=noise) for tokens in (1, width, width))
+    mask = seen_columns(spans, width, 0, "cpu")[:, None, None, :]
+    module: Any = None
+    told, _ = attention_forward(module, q, k, v, mask, scaling=0.5, is_causal=False, stretches=stretches)
+    plain, _ = attention_forward(module, q, k, v, mask, scaling=0.5, is_causal=False)
+    torch.testing.assert_close(told, plain)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "qwen3"])

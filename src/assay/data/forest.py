@@ -28,12 +28,12 @@ BLOCK = 128
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Neighbours in a line that attend together: to themselves, and to their prompt if that is in an earlier block."""
+    """Columns of the lines that attend together: to themselves, and to their prompt if that is in an earlier block."""
 
     own: slice
     prompt: slice | None
     bias: Tensor
-    """What is added to the scores of attention, [own, prompt + own]: 0, or −∞ where a token does not attend."""
+    """What is added to the scores of attention, [L, own, prompt + own]: 0, or −∞ where a token does not attend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,18 @@ class Forest:
     def of(cls, rows: Sequence[Row], *, width: int | None) -> Forest:
         """Lines of at most `width` tokens, or of the longest row's; a tree that is too wide is cut between branches.
 
-        With `width=None` there is one line of everything, and no pad.
+        With `width=None` they are made for attention by blocks: one line of everything, without a pad; or, where every
+        tree is small, short lines that attend all at once.
         """
         longest = max(len(row.ids) for row in rows)
         if width is None:
             trees = list(grown(rows, sys.maxsize))
             lines = [list(range(len(trees)))]
+            sizes = [size for size, _ in trees]
+            if max(sizes) <= BLOCK < sum(sizes):
+                lines = min(
+                    (fitted(sizes, room) for room in (max(sizes), BLOCK)), key=lambda found: cells(found, sizes)
+                )
         else:
             trees = list(grown(rows, max(width, longest)))
             lines = fitted([size for size, _ in trees], max(size for size, _ in trees))
@@ -95,11 +101,14 @@ class Forest:
         return attends(self.trees_LW, self.branches_LW, self.trees_LW, self.branches_LW).tril()[:, None]
 
     def blocks(self) -> list[Block]:
-        """One line, cut into whole trees, the prompt and first branches of a wide one, and its further branches."""
-        tree_W, branch_W = self.trees_LW[0], self.branches_LW[0]
+        """Several lines are one block; one is cut into whole trees, and a wide tree's first and further branches."""
+        trees, branches = self.trees_LW, self.branches_LW
+        if len(trees) > 1:
+            everything = slice(0, trees.shape[1])
+            return [Block(everything, None, bias_of(trees, branches, everything, None))]
         return [
-            Block(own, prompt, bias_of(tree_W, branch_W, own, prompt))
-            for own, prompt in spans(tree_W.tolist(), branch_W.tolist())
+            Block(own, prompt, bias_of(trees, branches, own, prompt))
+            for own, prompt in spans(trees[0].tolist(), branches[0].tolist())
         ]
 
 
@@ -110,12 +119,18 @@ def attends(query_tree: Tensor, query_branch: Tensor, key_tree: Tensor, key_bran
     return shared & (query_tree[..., :, None] == key_tree[..., None, :])
 
 
-def bias_of(tree_W: Tensor, branch_W: Tensor, own: slice, prompt: slice | None) -> Tensor:
+def bias_of(trees_LW: Tensor, branches_LW: Tensor, own: slice, prompt: slice | None) -> Tensor:
     """The bias of a block; every token of the prompt comes before it."""
-    seen = attends(tree_W[own], branch_W[own], tree_W[own], branch_W[own]).tril()
+    mine = trees_LW[:, own], branches_LW[:, own]
+    seen = attends(*mine, *mine).tril()
     if prompt is not None:
-        seen = torch.cat([attends(tree_W[own], branch_W[own], tree_W[prompt], branch_W[prompt]), seen], 1)
+        seen = torch.cat([attends(*mine, trees_LW[:, prompt], branches_LW[:, prompt]), seen], 2)
     return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+def cells(lines: Sequence[Sequence[int]], sizes: Sequence[int]) -> int:
+    """Tokens of the lines with their pads."""
+    return len(lines) * max(sum(sizes[thing] for thing in line) for line in lines)
 
 
 def spans(trees: Sequence[int], branches: Sequence[int]) -> Iterator[tuple[slice, slice | None]]:

@@ -35,13 +35,14 @@ def batches(draw: st.DrawFn) -> list[Row]:
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """The definition, [1, heads, W, D] → [1, W, heads, D]; every query head with the key head of its group."""
+    """The definition, [L, heads, W, D] → [L, W, heads, D]; every query head with the key head of its group."""
     groups = query.shape[1] // key.shape[1]
     found = []
     for h in range(query.shape[1]):
-        scores = scale * query[0, h] @ key[0, h // groups].T
-        found.append(torch.softmax(scores.masked_fill(~mask, -math.inf), -1) @ value[0, h // groups])
-    return torch.stack(found, 1)[None]
+        scores = scale * query[:, h] @ key[:, h // groups].transpose(1, 2)
+        seen = scores.masked_fill(~mask[:, 0], -math.inf)
+        found.append(torch.softmax(seen, -1) @ value[:, h // groups])
+    return torch.stack(found, 2)
 
 
 @quick
@@ -51,16 +52,16 @@ def test_attention_by_blocks_is_attention_under_the_mask(rows: list[Row], size: 
         patch.setattr(forests, "BLOCK", size)
         forest = Forest.of(rows, width=None)
         blocks = forest.blocks()
-    width = forest.sources_LW.shape[1]
+    lines, width = forest.sources_LW.shape
     assert [place for block in blocks for place in range(width)[block.own]] == list(range(width))
     noise = torch.Generator().manual_seed(width)
-    shapes = [(1, 2 * groups, width, 4), (1, 2, width, 4), (1, 2, width, 4)]
+    shapes = [(lines, 2 * groups, width, 4), (lines, 2, width, 4), (lines, 2, width, 4)]
     q, k, v = (torch.randn(shape, generator=noise, dtype=torch.double, requires_grad=True) for shape in shapes)
     for block in blocks:
         object.__setattr__(block, "bias", block.bias.double())
     module: Any = None
     found, _ = attention_forward(module, q, k, v, None, scaling=0.7, blocks=blocks)
-    expected = dense(q, k, v, forest.mask[0, 0], 0.7)
+    expected = dense(q, k, v, forest.mask, 0.7)
     torch.testing.assert_close(found, expected)
     upstream = torch.randn(found.shape, generator=noise, dtype=torch.double)
     gradients = [torch.autograd.grad(out, (q, k, v), upstream) for out in (found, expected)]

@@ -104,6 +104,7 @@ def padded() -> Iterator[None]:
     """The stages pad, as the examples do: Adam makes 1e-4 of rounding. Trees = padding: tests/unit/models."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Backbone, "shares_prompts", False)
+        patch.setattr(Backbone, "reads_on", False)
         yield
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,10 @@ from tests.oracles.tree import Tree
 from torch import Tensor
 
 from assay.algorithms.advantages import group_relative, informative_groups, leave_one_out
+from assay.algorithms.policy_loss import surrogate_loss
+from assay.models.int8 import Int8Linear
+from assay.stages.config import GroupConfig
+from assay.stages.policy_step import importance_weighted
 
 NUMBERS = np.random.default_rng(0)
 REFERENCE, POLICY = (oracle.softmax(NUMBERS.normal(size=(21, 4))) for _ in range(2))
@@ -56,6 +62,28 @@ def test_weighing_tokens_by_their_own_ratio_is_better_than_not_at_all() -> None:
     names = ("another sampler, ratio of each token", "another sampler, no ratio")
     weighed, ignored = (moments(BY_NAME[name], TREE, POLICY, SAMPLER).bias for name in names)
     assert weighed < ignored
+
+
+@pytest.mark.parametrize(("cap", "bias"), [(2.0, 1e-5), (None, 1e-3)], ids=["weighed", "not weighed"])
+def test_one_token_from_int8_weights_teaches_what_the_trained_ones_would_where_it_is_weighed(
+    cap: float | None, bias: float
+) -> None:
+    """E over the copy's tokens of the production gradient, against ∇ Σ_y π(y)·A(y) of the trained weights."""
+    noise = torch.Generator().manual_seed(3)
+    states, scores = torch.randn(1, 16, generator=noise), torch.tensor([1.0, -0.5, 2.0, 0.25])
+    weight = (2 * torch.randn(4, 16, generator=noise)).requires_grad_()
+    logprobs = (states @ weight.T).log_softmax(-1).T  # one response of one token a row: [4, 1]
+    (true,) = torch.autograd.grad((logprobs[:, 0].exp() * scores).sum(), weight, retain_graph=True)
+    copied = Int8Linear.of(weight, None)(states).log_softmax(-1).detach().T
+    rollouts: Any = SimpleNamespace(mask_BR=torch.ones(4, 1, dtype=torch.bool), logprobs_BR=copied)
+    config = GroupConfig.model_validate({"importance_cap": cap})
+    advantages = importance_weighted(scores[:, None], rollouts, logprobs.detach(), config)
+    loss, _ = surrogate_loss(
+        logprobs, logprobs.detach(), advantages, rollouts.mask_BR, copied.exp(), clip_low=0.2, clip_high=0.2
+    )
+    (found,) = torch.autograd.grad(-loss, weight)
+    off = float((found - true).norm() / true.norm())
+    assert off < bias if cap else off > bias
 
 
 SCORES = [1.0, -0.5, 2.0, 0.25]

@@ -217,6 +217,22 @@ def ratio_error(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -
     return torch.expm1(log_ratio(logprobs_BT, old_logprobs_BT, mask_BT)).abs().max()
 
 
+@torch.no_grad()
+def mismatch(sampled_logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
+    """How far the sampler is from the policy that is trained, over counted tokens. Shapes: [B, T] each → scalars.
+
+    kl         KL(π_sampler‖π_old) per token, by k3, nats
+    log_ratio  max |log π_old,t − log π_sampler,t|, nats
+    error      max |π_old,t / π_sampler,t − 1|
+    """
+    ratio_BT = log_ratio(old_logprobs_BT, sampled_logprobs_BT, mask_BT)
+    return {
+        "kl": masked_mean(k3(torch.zeros_like(ratio_BT), ratio_BT), mask_BT),
+        "log_ratio": ratio_BT.abs().max(),
+        "error": ratio_error(old_logprobs_BT, sampled_logprobs_BT, mask_BT),
+    }
+
+
 def clipped_value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, *, clip: float) -> Tensor:
     """Pessimistic clipped value loss, per token.
 

@@ -110,11 +110,24 @@ class Adapters:
             if ".lora_" in key:
                 continue
             owner, _, leaf = key.rpartition(".base_layer.")
-            if name and owner and leaf == "weight" and name in self._layers[owner].scaling:
-                delta = self._layers[owner].get_delta_weight(name)  # pyright: ignore[reportAttributeAccessIssue]
-                value = (value.float() + delta.float()).to(value.dtype)
+            if owner and leaf == "weight":
+                value = with_product(value, self._layers[owner], name)
             weights[key.replace(".base_layer.", ".")] = value
         return weights
+
+    def linears(self, name: str | None) -> Iterator[tuple[nn.Module, Tensor, Tensor | None]]:
+        """The trunk's linear layers: module, weight [O, I] with `name`'s product added, bias [O].
+
+        A weight with a product added is made when its turn comes: keep none, and no second model is in memory.
+        """
+        trunk: nn.Module = self.model.base_model
+        adapted = [module for module in trunk.modules() if isinstance(module, LoraLayer)]
+        inner = {module for layer in adapted for module in layer.modules() if module is not layer}
+        for module in trunk.modules():
+            base = module.base_layer if isinstance(module, LoraLayer) else module
+            if module not in inner and isinstance(base, nn.Linear | Conv1D):
+                weight = with_product(base.weight.detach(), module, name)
+                yield module, weight.T if isinstance(base, Conv1D) else weight, base.bias
 
     def save(self, name: str, folder: Path, *, base: str, head: Mapping[str, Tensor] | None = None) -> None:
         """A folder that peft opens on `base`; `head` holds further trained weights by their name in the model."""
@@ -161,6 +174,14 @@ class Adapters:
                 hint=f"choose lora.target_modules among {', '.join(linear_names(self.model))}",
             )
         return any(isinstance(getattr(m, "base_layer", m), Conv1D) for m in found)
+
+
+def with_product(weight: Tensor, layer: nn.Module | LoraLayer, name: str | None) -> Tensor:
+    """A layer's weight as it would be with the adapter `name` merged into it; itself where it has none of that name."""
+    if not isinstance(layer, LoraLayer) or name not in layer.scaling:
+        return weight
+    delta = layer.get_delta_weight(name)  # pyright: ignore[reportAttributeAccessIssue]
+    return (weight.float() + delta.detach().float()).to(weight.dtype)
 
 
 def usual_targets(model: PreTrainedModel) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from assay.models import tree_attention
 from assay.models.adapters import Adapters
 from assay.models.checkpoint import writing
 from assay.models.precision import compute_dtype, weight_dtype
+from assay.models.reading_on import read_on
 
 PAD = "<|pad|>"
 
@@ -64,9 +66,14 @@ class Backbone:
         Rows that begin with the same prompt share its computation, wherever this model can do so exactly.
         """
         forest = self.forest(batch)
-        if forest is None:
-            return self.hidden(batch, adapter).flatten(0, 1).index_select(0, places_N)
-        return self.lines(batch, forest, adapter).index_select(0, forest.places_BT.flatten()[places_N])
+        if forest is not None:
+            return self.lines(batch, forest, adapter).index_select(0, forest.places_BT.flatten()[places_N])
+        if batch.rows is not None and shares_a_prompt(batch.rows):
+            if self.reads_on:
+                states_MD, places_BT = read_on(self, batch.rows, adapter)
+                return states_MD.index_select(0, places_BT.flatten()[places_N])
+            say_that_prompts_are_read_again(self.model.config.model_type)
+        return self.hidden(batch, adapter).flatten(0, 1).index_select(0, places_N)
 
     def forest(self, batch: TokenBatch) -> Forest | None:
         """The batch as trees; None where this model, with rows as long as these, would not read them exactly."""
@@ -87,12 +94,13 @@ class Backbone:
     def _lines(
         self, batch: TokenBatch, forest: Forest, adapter: str | None, *, by_blocks: bool, **inputs: Any
     ) -> Tensor:
-        mask: Tensor = forest.mask
         if by_blocks:
             # A mask of four axes is passed on as it is; without one, the model would make its own.
             inputs["blocks"], mask = forest.blocks(), torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
-        elif self.model.config._attn_implementation == "eager":  # which adds its mask to the scores
-            mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
+        else:
+            mask = forest.mask
+            if self.model.config._attn_implementation == "eager":  # which adds its mask to the scores
+                mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
         return self.forward(
             batch.input_ids.flatten()[forest.sources_LW],
             position_ids=batch.position_ids.flatten()[forest.sources_LW],
@@ -141,21 +149,38 @@ class Backbone:
 
     def _reads_trees(self, *, by_blocks: bool) -> bool:
         """A few tokens tried."""
-        if not self._takes_positions:
-            return False
-        batch = collate([Row([1, 2, 0], 2), Row([1, 2, 1], 2), Row([2, 0], 1)], 0).to(self.device)
-        forest = Forest.of(batch.rows or (), width=None).to(self.device)
+
+        def in_trees(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+            batch, forest = collate(rows, 0).to(self.device), Forest.of(rows, width=None).to(self.device)
+            return self._lines(batch, forest, None, by_blocks=by_blocks), forest.places_BT
+
+        return self._takes_positions and self._comes_out_alike(in_trees)
+
+    @functools.cached_property
+    def reads_on(self) -> bool:
+        """Whether rows come out of the cache of their prompt as they come out alone; a few tokens are tried once.
+
+        Not where activations are computed again in the backward pass: transformers drops caches there.
+        """
+        return not self.model.is_gradient_checkpointing and self._comes_out_alike(
+            lambda rows: read_on(self, rows, None)
+        )
+
+    def _comes_out_alike(self, read: Callable[[Sequence[Row]], tuple[Tensor, Tensor]]) -> bool:
+        """Whether `read` gives states [M, D] and places [B, T] among them that are those of padded rows."""
+        rows = [Row([1, 2, 0], 2), Row([1, 2, 1], 2), Row([2, 0], 1)]
+        batch = collate(rows, 0).to(self.device)
         training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
-                alone = self.hidden(batch).flatten(0, 1)[batch.attention_mask.flatten()].float()
-                lines_ND = self._lines(batch, forest, None, by_blocks=by_blocks)
-                together = lines_ND[forest.places_BT[batch.attention_mask]].float()
-        except (RuntimeError, ValueError, TypeError):  # a mask of this shape is refused
+                alone = self.hidden(batch)[batch.attention_mask].float()
+                states_MD, places_BT = read(rows)
+        except (RuntimeError, ValueError, TypeError):  # a mask of this shape, or a cache, is refused
             return False
         finally:
             self.model.train(training)
+        together = states_MD[places_BT[batch.attention_mask]].float()
         return bool((alone - together).abs().max() < 0.02 * alone.std())
 
     def forward(self, input_ids: Tensor, *, position_ids: Tensor, adapter: str | None, **inputs: Any) -> Tensor:
@@ -182,6 +207,21 @@ class Backbone:
             return contextlib.nullcontext(), self.adapters.use(self.adapters.active)
 
         self.model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+
+
+def shares_a_prompt(rows: Sequence[Row]) -> bool:
+    """Whether two rows begin with the same prompt."""
+    prompts = [tuple(row.ids[: row.prompt_length]) for row in rows if row.prompt_length]
+    return len(set(prompts)) < len(prompts)
+
+
+@functools.cache
+def say_that_prompts_are_read_again(model_type: str) -> None:
+    """Once in a process."""
+    logging.getLogger(__name__).warning(
+        "%s reads a prompt again for each of its answers: it takes neither trees of rows nor the cache of a prompt",
+        model_type,
+    )
 
 
 def load_causal(folder: Path, *, device: str, trained: bool) -> PreTrainedModel:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from assay.config import Config
+
+Weights = Literal["trained", "int8"]
+"""What is sampled from: the policy's own weights, or copies of them in eight bits (models/int8.py)."""
 
 
 class SamplingParams(Config):

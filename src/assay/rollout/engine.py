@@ -8,22 +8,25 @@ seed, not on who shares its batch.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  (the name everyone uses)
 
 from assay.data.pack import collate
 from assay.data.render import Renderer, Row
 from assay.errors import UsageError
+from assay.models.int8 import Int8Linear, fits, in_int8
 from assay.models.policy import Policy
 from assay.models.tree_attention import stretches_of
 from assay.rollout.cache import SlotCache, check_cacheable, seen_columns
-from assay.rollout.config import SamplingParams
+from assay.rollout.config import SamplingParams, Weights
 from assay.rollout.sampler import Generation, NgramBlock, draw, penalise, uniforms
 from assay.types import FinishReason, Prompt
 
@@ -31,6 +34,9 @@ REFILL_BELOW = 0.75
 """Prompts are admitted once fewer than this share of the batch is alive, so that the cache is seldom copied."""
 COMPACT_BELOW = 0.9
 """Ended rows make way once fewer than this share of them is alive."""
+
+Head = Callable[[Tensor], Tensor]
+"""From last states to logits, [B, D] → [B, V]."""
 
 
 @dataclass(slots=True)
@@ -113,12 +119,13 @@ class Slots:
 
 
 class Engine:
-    """Samples from a policy as it is at the time: adapters and weights are read at every call."""
+    """Samples from a policy as it is at the time: adapters and weights are read, or quantised, at every call."""
 
-    def __init__(self, policy: Policy, renderer: Renderer, *, max_batch: int) -> None:
+    def __init__(self, policy: Policy, renderer: Renderer, *, max_batch: int, weights: Weights = "trained") -> None:
         self.policy = policy
         self.renderer = renderer
         self.max_batch = max_batch
+        self.weights: Weights = weights
         check_cacheable(policy.model)
         ends = (renderer.eos_id, policy.tokenizer.eos_token_id)
         self._ends = frozenset(token for token in ends if isinstance(token, int))
@@ -136,8 +143,8 @@ class Engine:
         training = self.policy.model.training
         self.policy.eval()
         try:
-            with torch.inference_mode():
-                self._decode(sorted(samples, key=lambda sample: len(sample.prompt_ids), reverse=True), params)
+            with torch.inference_mode(), self._head() as head:
+                self._decode(sorted(samples, key=lambda sample: len(sample.prompt_ids), reverse=True), params, head)
         finally:
             self.policy.model.train(training)
         return [self._result(prompt, sample, params) for prompt, sample in zip(prompts, samples, strict=True)]
@@ -159,10 +166,19 @@ class Engine:
             )
         return rendered
 
-    def _decode(self, samples: Sequence[Sample], params: SamplingParams) -> None:
-        """Fill in the samples; those with the longest prompts come first."""
+    @contextlib.contextmanager
+    def _head(self) -> Iterator[Head]:
+        """The head, with logits in fp32; inside, the trunk has the weights that are sampled from."""
         weight, bias = self.policy.head
-        head = (weight.float(), None if bias is None else bias.float())
+        int8 = self.weights == "int8"
+        with in_int8(self.policy.backbone, self.policy.adapter) if int8 else contextlib.nullcontext():
+            if int8 and fits(weight):
+                yield Int8Linear.of(weight, bias)
+            else:
+                yield functools.partial(F.linear, weight=weight.float(), bias=None if bias is None else bias.float())
+
+    def _decode(self, samples: Sequence[Sample], params: SamplingParams, head: Head) -> None:
+        """Fill in the samples; those with the longest prompts come first."""
         waiting = deque(samples)
         slots: Slots | None = None
         while True:
@@ -180,7 +196,7 @@ class Engine:
             else:
                 self._step(slots, params, head)
 
-    def _prefill(self, samples: list[Sample], params: SamplingParams, head: tuple[Tensor, Tensor | None]) -> Slots:
+    def _prefill(self, samples: list[Sample], params: SamplingParams, head: Head) -> Slots:
         """Read prompts, and draw the first token of each response."""
         device = self.policy.backbone.device
         rows = [Row(sample.prompt_ids, len(sample.prompt_ids)) for sample in samples]
@@ -193,7 +209,7 @@ class Engine:
             torch.empty(0, device=device),
             torch.tensor(spans, device=device)[:, None] - 1,
             uniforms([sample.seed for sample in samples], params.max_new_tokens).to(device),
-            self._seen(samples, head[0]) if params.repetition_penalty != 1 else None,
+            self._seen(samples) if params.repetition_penalty != 1 else None,
         )
         self._draw(slots, hidden_BD, params, head)
         return slots
@@ -223,7 +239,7 @@ class Engine:
         aligned_BT = places_BT.gather(1, tokens_BT.clamp(min=0))
         return hidden_ND[aligned_BT[:, -1]], lines.spread(aligned_BT, room=room)
 
-    def _step(self, slots: Slots, params: SamplingParams, head: tuple[Tensor, Tensor | None]) -> None:
+    def _step(self, slots: Slots, params: SamplingParams, head: Head) -> None:
         """Run the trunk on the newest tokens, and draw the next one of every row."""
         backbone, width = self.policy.backbone, slots.cache.length + 1
         told: dict[str, Any] = {"attention_mask": slots.mask[:, :width]}
@@ -240,11 +256,9 @@ class Engine:
         )
         self._draw(slots, hidden[:, -1], params, head)
 
-    def _draw(
-        self, slots: Slots, hidden_BD: Tensor, params: SamplingParams, head: tuple[Tensor, Tensor | None]
-    ) -> None:
+    def _draw(self, slots: Slots, hidden_BD: Tensor, params: SamplingParams, head: Head) -> None:
         """Draw the next token of every row."""
-        logits = torch.nn.functional.linear(hidden_BD.float(), *head)
+        logits = head(hidden_BD.float())
         if slots.seen is not None:
             logits = penalise(logits, slots.seen, params.repetition_penalty)
         for row, sample in enumerate(slots.samples):
@@ -258,8 +272,9 @@ class Engine:
         if slots.seen is not None:
             slots.seen.scatter_(1, slots.tokens, True)
 
-    def _seen(self, samples: Sequence[Sample], weight: Tensor) -> Tensor:
+    def _seen(self, samples: Sequence[Sample]) -> Tensor:
         """The tokens of the prompts as [B, V]."""
+        weight, _ = self.policy.head
         seen = torch.zeros(len(samples), weight.shape[0], dtype=torch.bool, device=weight.device)
         for row, sample in zip(seen, samples, strict=True):
             row[torch.tensor(sample.prompt_ids, device=weight.device)] = True

@@ -47,6 +47,7 @@ class State:
     first_ratio_error: float | None = None
     """Before any policy update there is none."""
     sampler_error: float = 0.0
+    sampler_kl: float = 0.0
     kl_z_min: float = 0.0
     samples: int = 0
     """Answers sampled to learn from, those that were set aside and a greedy baseline's included."""
@@ -64,6 +65,7 @@ class State:
         if "policy/ratio_first_error" in measured:
             self.first_ratio_error = max(self.first_ratio_error or 0.0, measured["policy/ratio_first_error"])
         self.sampler_error = max(self.sampler_error, measured["val/sampler_error"])
+        self.sampler_kl = max(self.sampler_kl, measured["val/sampler_kl"])
         self.kl_z_min = min(self.kl_z_min, measured["objective/kl_z"])
 
 
@@ -82,6 +84,7 @@ class Online:
         self.roles, self.optimizers = roles, optimizers
         renderer = roles.policy.renderer(inputs.template, config.max_length)
         self.engine = Engine(roles.policy, renderer, max_batch=config.batch_size)
+        self.sampler = Engine(roles.policy, renderer, max_batch=config.batch_size, weights=config.rollout_weights)
         self.reward = LearnedReward(roles.reward, batch_size=config.batch_size)
         prompts = inputs.data.prompts
         self.validation, self.test = prompts.validation[: config.evaluation_prompts], prompts.test
@@ -93,11 +96,15 @@ class Online:
         self.began = time.perf_counter()
 
     def sample(self, prompts: Sequence[Prompt], *purpose: str | int) -> Rollouts:
-        """One response to each prompt, scored, with the reference's log-probabilities."""
-        if purpose[0] == "episodes":
+        """One response to each prompt, scored, with the reference's log-probabilities.
+
+        What is evaluated is the policy itself, whatever the episodes are sampled from.
+        """
+        learnt_from = purpose[0] == "episodes"
+        if learnt_from:
             self.state.samples += len(prompts)
         return collect.collect(
-            self.engine,
+            self.sampler if learnt_from else self.engine,
             prompts,
             self.config.sampling,
             seed=rng.derive(self.ctx.seed, *purpose),
@@ -135,6 +142,7 @@ class Online:
             )
         kl_BR = k1(old_BR, rollouts.reference_BR)
         kl_B = sequence_kl(kl_BR, mask_BR)
+        mismatch = policy_loss.mismatch(rollouts.logprobs_BR, old_BR, mask_BR)
         return (
             scores_B,
             old_BR,
@@ -146,7 +154,7 @@ class Online:
                 "objective/kl_z": (kl_B.mean() / (kl_B.std() / len(kl_B) ** 0.5).clamp_min(1e-9)).item(),
                 "objective/kl_coef": self.penalty.coef,
                 "objective/entropy": -masked.masked_mean(old_BR, mask_BR).item(),  # E[−log π] is the entropy
-                "val/sampler_error": policy_loss.ratio_error(old_BR, rollouts.logprobs_BR, mask_BR).item(),
+                **{f"val/sampler_{name}": apart.item() for name, apart in mismatch.items()},
                 "lengths/response_mean": mask_BR.sum(1).float().mean().item(),
                 "lengths/truncated": 1 - rollouts.finished_B.float().mean().item(),
                 "lengths/empty": rollouts.empty_B.float().mean().item(),
@@ -174,7 +182,7 @@ class Online:
         unique = list(dict.fromkeys(prompts))
         self.state.samples += len(unique)
         greedy = self.config.sampling.model_copy(update={"temperature": 0.0})
-        answers = collect.sample(self.engine, unique, greedy, seed=0)
+        answers = collect.sample(self.sampler, unique, greedy, seed=0)
         scores = self.reward(unique, [g.text for g in answers], [g.finish for g in answers])
         answered = [g.finish == "stop" and bool(g.text) for g in answers]
         scores_B = self.in_units(torch.tensor(scores), torch.tensor(answered))
@@ -216,6 +224,8 @@ class Online:
             "entropy_after": self.state.last["objective/entropy"],
             "first_ratio_error": self.state.first_ratio_error,
             "sampler_error": self.state.sampler_error,
+            "sampler_kl": self.state.sampler_kl,
+            "importance_cap": self.config.importance_cap,
             "best_iteration": self.best.iteration,
             "reward_mean": self.state.reward_mean,
             "reward_std": self.state.reward_std,

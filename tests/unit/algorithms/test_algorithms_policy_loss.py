@@ -26,6 +26,7 @@ from assay.algorithms.policy_loss import (
     entropy_loss,
     importance_weights,
     log_ratio,
+    mismatch,
     ppo_value_loss,
     ratio_error,
     surrogate_loss,
@@ -200,6 +201,25 @@ def test_approxkl_is_the_kl_from_the_old_policy_to_the_new_one() -> None:
     )
     assert_same(metrics["approxkl"], token_oracle.kl(old, new))
     assert abs(token_oracle.kl(old, new) - token_oracle.kl(new, old)) > 0.01
+
+
+def test_the_mismatch_of_a_sampler_is_its_kl_and_its_largest_log_ratio_over_counted_tokens() -> None:
+    old, sampled = torch.log(torch.tensor([[0.4, 0.1, 0.5]])), torch.log(torch.tensor([[0.2, 0.2, 1e-9]]))
+    found = mismatch(sampled, old, torch.tensor([[True, True, False]]))
+    # k3 = ρ − 1 − log ρ of ρ = 2 and ρ = ½
+    assert_same(found["kl"], ((2 - 1 - math.log(2)) + (0.5 - 1 + math.log(2))) / 2)
+    assert_same(found["log_ratio"], math.log(2))
+    assert_same(found["error"], 1.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_mismatch_averages_to_the_kl_of_the_sampler_to_the_trainer(seed: int) -> None:
+    """Σ_y p(y)·k3(y) over all tokens that the sampler p may draw is Σ p·log(p/q)."""
+    p, q = torch.randn(2, 5, generator=torch.Generator().manual_seed(seed)).double().softmax(1)
+    every = torch.ones(1, 1, dtype=torch.bool)
+    drawn = [mismatch(p[y].log().view(1, 1), q[y].log().view(1, 1), every)["kl"].item() for y in range(5)]
+    exact = sum(float(a) * math.log(a / b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
+    assert sum(a * k for a, k in zip(p.tolist(), drawn, strict=True)) == pytest.approx(exact, abs=1e-12)
 
 
 def test_ratio_error_is_the_largest_deviation_of_a_counted_token() -> None:

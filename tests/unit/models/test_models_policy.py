@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +100,80 @@ def test_rows_of_one_prompt_score_and_teach_as_they_do_alone(kind: str, monkeypa
         torch.testing.assert_close(gradient, expected[name], atol=2e-4, rtol=1e-4, msg=name)
 
 
-@torch.no_grad()
-def test_rows_beyond_a_local_window_are_padded_and_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPT-Neo's local attention counts tokens along the line: beyond its window a tree would be wrong."""
-    policy = load_policy(tiny.folder("gpt_neo"), trainable=False)
-    rows = [Row([5, *range(90, 100), answer], 11) for answer in (7, 8)]
-    assert policy.backbone.window == 8 < len(rows[0].ids)
+WIDE = [Row([*range(90, 101), *answer], 11) for answer in ([7], range(30, 42), [8, 9])]
+WIDE += [Row([5, 90, 91, *answer], 3) for answer in (range(40, 56), [7, 8], [])] + [Row([5, 6, 7], 2)]
+"""Prompts longer than the window, answers that cross it, one of no tokens, and a row that has its prompt to itself."""
+
+
+@pytest.mark.parametrize("kind", ["gpt_neo", "mistral"])
+@pytest.mark.parametrize("lora", [None, LoraConfig(r=4)])
+def test_rows_wider_than_a_local_window_are_read_on_from_their_prompt_as_they_come_out_alone(
+    kind: str, lora: LoraConfig | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Local attention counts tokens along the line, so that a tree would be wrong; values, and every gradient."""
+    policy = load_policy(tiny.folder(kind), lora=lora)
+    assert policy.backbone.window == 8 < len(WIDE[0].ids)
+    with torch.no_grad():
+        for number, parameter in enumerate(policy.parameters_trained().values()):
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    policy.eval()
     monkeypatch.setattr(policy.backbone, "lines", lambda *_: pytest.fail("a tree"))
-    scored = policy.logprobs(collate(rows, policy.pad_id)).logprobs_BR
-    for row, own in zip(rows, scored, strict=True):
-        assert own.tolist() == pytest.approx(by_hand(policy, row, 1.0)[0], abs=1e-5)
+    assert policy.backbone.reads_on
+
+    def learned(rows: Sequence[Row], *, together: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        policy.model.zero_grad()
+        batch = collate(rows, policy.pad_id)
+        logprobs_BR = policy.logprobs(batch if together else dataclasses.replace(batch, rows=None)).logprobs_BR
+        weights_BR = torch.linspace(0.1, 1, 16 * len(WIDE)).view(len(WIDE), 16)[:, : logprobs_BR.shape[1]]
+        (logprobs_BR * weights_BR).sum().backward()
+        gradients = {name: p.grad.clone() for name, p in policy.parameters_trained().items() if p.grad is not None}
+        return logprobs_BR.detach(), gradients
+
+    logprobs, gradients = learned(WIDE, together=True)
+    alone, expected = learned(WIDE, together=False)
+    torch.testing.assert_close(logprobs, alone, atol=1e-5, rtol=1e-5)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        assert (gradient - expected[name]).abs().max() <= 1e-5 * max(1, float(expected[name].abs().max())), name
+    for row, own in zip(WIDE, logprobs, strict=True):
+        if lora is None:
+            assert own[: len(row.ids) - row.prompt_length].tolist() == pytest.approx(
+                by_hand(policy, row, 1.0)[0], abs=1e-4
+            )
+
+
+def test_each_prompt_wider_than_the_window_goes_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = load_policy(tiny.folder("gpt_neo"), trainable=False).backbone
+    assert backbone.reads_on
+    shapes: list[tuple[int, ...]] = []
+    forward = backbone.forward
+    monkeypatch.setattr(
+        backbone, "forward", lambda ids, **given: (shapes.append(tuple(ids.shape)), forward(ids, **given))[1]
+    )
+    with torch.no_grad():
+        backbone.states(collate(WIDE, 0), torch.tensor([0]))
+    assert shapes == [(1, 11), (3, 12), (1, 3), (3, 16), (1, 3)]
+
+
+def test_a_model_that_can_share_no_prompt_says_so_once_and_only_where_something_is_lost(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = load_policy(tiny.folder("gpt2"), trainable=False)
+    monkeypatch.setattr(type(policy.backbone), "shares_prompts", False)
+    monkeypatch.setattr(type(policy.backbone), "reads_on", False)
+    with torch.no_grad():
+        policy.logprobs(collate(ROWS, policy.pad_id))
+        assert not caplog.messages
+        first, again = (policy.logprobs(collate(FAMILY, policy.pad_id)).logprobs_BR for _ in range(2))
+    assert torch.equal(first, again)
+    [said] = caplog.messages
+    assert "gpt2 reads a prompt again for each of its answers" in said
+    assert first[1, :3].tolist() == pytest.approx(by_hand(policy, FAMILY[1], 1.0)[0], abs=1e-4)
+
+
+def test_where_activations_are_computed_again_there_is_no_cache_to_read_on_from() -> None:
+    policy = load_policy(tiny.folder("gpt_neo"), gradient_checkpointing=True)
+    assert not policy.backbone.reads_on
 
 
 def test_the_gradient_is_that_of_the_full_logits() -> None:

@@ -71,6 +71,37 @@ def test_an_interrupted_group_method_ends_with_the_same_weights(
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
+def test_a_policy_learns_and_resumes_from_int8_samples_and_says_how_far_they_are_from_it(
+    sft_folder: Path, reward_folder: Path, tmp_path: Path
+) -> None:
+    inputs, memory = StageInputs(toy_data(), str(sft_folder), reward=str(reward_folder)), Memory(tmp_path / "whole")
+    config = config_of(
+        "grpo", episodes=240, optim={"learning_rate": 3e-3, "schedule": "constant"}, rollout_weights="int8"
+    )
+    metrics = group.run(config, inputs, memory)
+    run_in_two_parts(group.run, config, inputs, Memory(tmp_path / "parts"), stop_at=3)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert metrics["reward_after"] > metrics["reward_before"]
+    assert metrics["importance_cap"] == 2
+    for row in memory.logged.values():
+        assert 1e-8 < row["val/sampler_kl"] < 1e-2
+        assert row["val/sampler_kl"] < row["val/sampler_log_ratio"] < 0.5
+        assert row["policy/ratio_first_error"] < 1e-5  # the old policy is the trained one, not its copy
+
+
+def test_evaluations_are_of_the_policy_itself_and_not_of_its_int8_copy(
+    sft_folder: Path, reward_folder: Path, tmp_path: Path
+) -> None:
+    """Before any update both runs evaluate the same SFT model; what they learn from differs."""
+    inputs = StageInputs(toy_data(), str(sft_folder), reward=str(reward_folder))
+    reports = []
+    for source in ("trained", "int8"):
+        config = config_of("grpo", episodes=48, rollout_weights=source)
+        reports.append(group.run(config, inputs, Memory(tmp_path / source)))
+    assert reports[0]["reward_before"] == reports[1]["reward_before"]
+    assert reports[0]["sampler_kl"] < 1e-9 < 1e-7 < reports[1]["sampler_kl"]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -160,6 +191,17 @@ def test_answers_that_were_set_aside_count_as_samples(sft_folder: Path, reward_f
     ("changes", "says"),
     [
         ({"method": "gspo", "importance_cap": 2.0}, "importance_cap weighs tokens"),
+        (
+            {"rollout_weights": "int8", "importance_cap": None},
+            "rollout_weights: int8 needs importance_cap, which is off",
+        ),
+        (
+            {"rollout_weights": "int8", "method": "gspo"},
+            "rollout_weights: int8 needs importance_cap, which weighs tokens",
+        ),
+        ({"rollout_weights": "int8", "method": "rloo"}, "ratio: trajectory is one number a response"),
+        ({"rollout_weights": "int8", "surrogate": "penalty"}, "surrogate: penalty has a term without one"),
+        ({"rollout_weights": "int4"}, "int8"),
         ({"group_size": 1}, "nothing to compare with"),
         ({"method": "rloo", "group_size": 1}, "nothing to compare with"),
         ({"batch_size": 50}, "not a multiple of group_size"),
@@ -178,6 +220,13 @@ def test_choices_that_do_not_fit_together_are_refused_before_anything_is_loaded(
 ) -> None:
     with pytest.raises(ValidationError, match=says):
         GroupConfig.model_validate({**SETTINGS, "method": "grpo", **changes})
+
+
+def test_int8_samples_are_weighed_unless_another_cap_is_set() -> None:
+    assert config_of("grpo").importance_cap is None
+    assert config_of("grpo", rollout_weights="int8").importance_cap == 2.0
+    assert config_of("grpo", rollout_weights="int8", importance_cap=5.0).importance_cap == 5.0
+    assert PPOConfig.model_validate({"rollout_weights": "int8"}).importance_cap == 2.0
 
 
 def test_a_method_fills_in_what_is_not_set_and_nothing_else() -> None:

@@ -53,6 +53,8 @@ PPO_FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ({"first_ratio_error": 2e-3}, "Updates start at ratio one", "bad"),
     ({"sampler_error": 2e-4}, "Sampler and trainer agree", "warn"),
     ({"sampler_error": 2e-2}, "Sampler and trainer agree", "bad"),
+    ({"sampler_error": 0.3, "sampler_kl": 2e-3, "importance_cap": 2.0}, "Sampler near the trainer", "warn"),
+    ({"sampler_error": 0.3, "sampler_kl": 2e-2, "importance_cap": 2.0}, "Sampler near the trainer", "bad"),
     ({"harmful_refusal_after": 0.48}, "Harmful requests refused more", "warn"),
     ({"harmful_refusal_after": 0.4}, "Harmful requests refused more", "bad"),
     ({"over_refusal_after": 0.12}, "No over-refusal", "warn"),

@@ -12,8 +12,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from assay.config import StageRef
 from assay.models.config import LoraConfig
-from assay.rollout.config import SamplingParams
+from assay.rollout.config import SamplingParams, Weights
 from assay.stages.config.common import POLICY, Fraction, OptimConfig, TrainingConfig, changed, fill_in
+
+FOREIGN: Mapping[str, Mapping[str, Any]] = {"int8": {"importance_cap": 2.0}}
+"""What weights that are not those which are trained choose: a sampler that differs is owed importance weights."""
 
 
 class SamplingStageConfig(TrainingConfig):
@@ -37,6 +40,11 @@ class SamplingStageConfig(TrainingConfig):
     minibatches: PositiveInt = Field(default=2, description="optimizer steps per inner epoch")
     inner_epochs: PositiveInt = Field(default=4, description="passes over each batch of episodes")
     sampling: SamplingParams = Field(default=SamplingParams(), description="how episodes are sampled")
+    rollout_weights: Weights = Field(
+        default="trained",
+        description="what episodes are sampled from: the policy's own weights, or int8 copies made anew for every "
+        "batch, kept honest by importance_cap (2 if left out); evaluations use the policy's own",
+    )
     ratio: Literal["token", "sequence", "trajectory"] = Field(
         default="token", description="log-ratio of each token, its mean over the response (GSPO), or its sum"
     )
@@ -97,6 +105,11 @@ class SamplingStageConfig(TrainingConfig):
         """Batches of episodes."""
         return max(1, self.episodes // self.batch_size)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_fill_in(cls, given: Any) -> Any:
+        return fill_in(given, "rollout_weights", FOREIGN, default="trained")
+
     @model_validator(mode="after")
     def _choices_fit_together(self) -> SamplingStageConfig:
         if not self.sampling.unrestricted:
@@ -104,15 +117,17 @@ class SamplingStageConfig(TrainingConfig):
                 "sampling: the policy is trained on the distribution it samples; leave top_p, top_k, "
                 "repetition_penalty and no_repeat_ngram off, and temperature above 0"
             )
+        foreign = self.rollout_weights in FOREIGN
+        cap = f"rollout_weights: {self.rollout_weights} needs importance_cap, which" if foreign else "importance_cap"
         faults = {
+            f"{cap} is off": foreign and self.importance_cap is None,
             f"ratio: {self.ratio} is one number a response; it needs aggregation: sequence_mean": self.ratio != "token"
             and self.aggregation != "sequence_mean",
             "surrogate: cispo weighs tokens; it needs ratio: token": self.ratio != "token"
             and self.surrogate == "cispo",
-            f"importance_cap weighs tokens; ratio: {self.ratio} is one number a response": self.ratio != "token"
+            f"{cap} weighs tokens; ratio: {self.ratio} is one number a response": self.ratio != "token"
             and self.importance_cap is not None,
-            "importance_cap weighs advantages, and surrogate: penalty has a term without one": self.surrogate
-            == "penalty"
+            f"{cap} weighs advantages, and surrogate: penalty has a term without one": self.surrogate == "penalty"
             and self.importance_cap is not None,
             f"dual_clip bounds the clipped surrogate; surrogate: {self.surrogate} has none": self.surrogate != "clip"
             and self.dual_clip is not None,

@@ -151,8 +151,14 @@ def _ratio(stage: StageFiles) -> Iterator[Finding]:
         level: Level = "good" if error <= 1e-5 else "bad" if error > 1e-3 else "warn"
         detail = f"Before its first update each iteration’s policy ratio is 1 within {number(error)}; 1e−5 is allowed."
         yield Finding(level, stage.id, "Updates start at ratio one", detail)
-    error = stage.get("sampler_error")
-    if error is not None:
+    error, apart = stage.get("sampler_error"), stage.get("sampler_kl")
+    if stage.get("importance_cap") is not None and apart is not None:
+        level = "good" if apart <= 1e-3 else "bad" if apart > 1e-2 else "warn"
+        detail = (
+            f"The sampler is up to {number(apart)} nats per token from the trainer, and its tokens are weighed for it."
+        )
+        yield Finding(level, stage.id, "Sampler near the trainer", detail)
+    elif error is not None:
         level = "good" if error <= 1e-4 else "bad" if error > 1e-2 else "warn"
         detail = f"Both give every sampled token the same probability within a factor of 1 ± {number(error)}."
         yield Finding(level, stage.id, "Sampler and trainer agree", detail)

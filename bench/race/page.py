@@ -32,6 +32,11 @@ def share_of_peak(run: Run, side: str) -> float:
     return run["flops"] / run[side]["seconds"] / run["peak_flops"]
 
 
+def at_the_floor(run: Run) -> float:
+    """The ratio if every useful operation ran at the peak, and nothing else took time."""
+    return run["peer"]["seconds"] * run["peak_flops"] / run["flops"]
+
+
 def spread(runs: Sequence[Run], value: Callable[[Run], float], style: str = ".2f") -> str:
     """Median (lowest–highest)."""
     values = sorted(map(value, runs))
@@ -49,15 +54,14 @@ def verdict(value: float, bound: float | None, *, at_most: bool = False) -> str:
 
 def row(race: Race, shape: str, runs: Sequence[Run]) -> list[str]:
     """One race with one shape."""
-    share = [
-        f"{median(share_of_peak(run, side) for run in runs):.0%}" if race.flops else "–" for side in ("ours", "peer")
-    ]
+    share = [f"{median(share_of_peak(run, side) for run in runs):.0%}" for side in ("ours", "peer")]
     return [
         race.title,
         race.peer,
         *(f"{median(rate(run, side) for run in runs):,.0f}" for side in ("ours", "peer")),
         spread(runs, speed_ratio),
         verdict(median(map(speed_ratio, runs)), race.required.get(shape)),
+        f"{median(map(at_the_floor, runs)):.1f}",
         " / ".join(share),
         " / ".join(f"{median(run[side]['memory_mb'] for run in runs):,.0f}" for side in ("ours", "peer")),
         spread(runs, memory_ratio),
@@ -66,8 +70,8 @@ def row(race: Race, shape: str, runs: Sequence[Run]) -> list[str]:
 
 
 HEADER = [
-    "", "peer", "Assay, tokens/s", "peer, tokens/s", "rate, ratio", "required", "share of peak", "memory, MB",
-    "memory, ratio", "required",
+    "", "peer", "Assay, tokens/s", "peer, tokens/s", "rate, ratio", "required", "at the floor", "share of peak",
+    "memory, MB", "memory, ratio", "required",
 ]  # fmt: skip
 
 
@@ -116,7 +120,9 @@ NOTES = """\
 - The clock runs over optimizer steps. Loading, tokenising and saving are outside on both sides, and so is a first step
   on a few rows. DPO's pass over the reference is inside.
 - Useful tokens: a prompt once and its responses, or the tokens that were sampled. Neither pads nor repeats count. The
-  share of the peak counts products of useful tokens with weight matrices only.
+  share of the peak counts products of useful tokens with weight matrices only. "At the floor" is the ratio if all those
+  products ran at the peak and nothing else took time: no program could do better in fp32 without skipping some. Where
+  single tokens are sampled, the floor is higher still, for each step reads all weights and caches from memory.
 - Sampled responses have given lengths: the model was built so that it counts down to its own end token. In the
   generation race they are spread over 8 to 64 tokens, in GRPO and PPO all have 64. The head is therefore not tied to
   the embedding there, on both sides.

@@ -33,8 +33,6 @@ class Race:
     group: int = 1
     lora: int = 0
     samples: bool = False
-    flops: int = 0
-    """Of a useful token for every weight in a matrix: 2 forward, 2 to activations, 2 to weights; 0: not reckoned."""
     memory: Mapping[str, float] = field(default_factory=dict)
     """Shape → share of the peer's memory that must not be exceeded."""
 
@@ -58,9 +56,30 @@ class Race:
         return self.epochs * sum(len(row[name]) for row in rows for name in ("prompt_ids", *responses))
 
     def useful_flops(self, rows: Sequence[Mapping[str, Any]], weights: Mapping[str, int]) -> float:
-        """Operations in the products of useful tokens with matrices; attention's own come to a few percent more."""
-        labels = sum(len(row["chosen_ids"]) for row in rows) if self.name == "sft" else 0
-        return self.flops * (self.useful_tokens(rows) * weights["trunk"] + labels * weights["head"])
+        """Operations in the products of useful tokens with matrices; attention's own come to a few percent more.
+
+        For every weight a token costs 2 in a forward pass and, in a backward pass, 2 for the activations and 2 for the
+        weights, which are frozen under LoRA. A prompt is read once for all its answers; the head is at labels alone.
+        """
+        train = 4 if self.lora else 6
+        prompts = sum(len(row["prompt_ids"]) for row in rows)
+        answered = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
+        match self.name:
+            case "sft":
+                labels = sum(len(row["chosen_ids"]) for row in rows)
+                trunk, head = train * (prompts + labels), train * labels
+            case "reward" | "reward_lora":
+                trunk, head = train * (prompts + answered), 0
+            case "dpo":  # the reference once
+                trunk, head = (2 + train * self.epochs) * (prompts + answered), (2 + train * self.epochs) * answered
+            case "generate":
+                sampled = sum(row["budget"] for row in rows)
+                trunk, head = 2 * (prompts + sampled), 2 * sampled
+            case _:  # sampling, reward model and reference; for PPO the critic too, before the updates and in them
+                sampled, roles = self.useful_tokens(rows), 2 if self.name == "ppo" else 1
+                trunk = (6 + 2 * (roles - 1) + train * self.inner_epochs * roles) * (prompts + sampled)
+                head = (4 + train * self.inner_epochs) * sampled
+        return trunk * weights["trunk"] + head * weights["head"]
 
 
 COMMON = "fp32, no activation checkpointing (default: on), rows sorted by length (group_by_length in the limit)"
@@ -69,11 +88,11 @@ TRL = "TRL 1.16.0"
 RACES = (
     Race(
         "reward", "reward model, full fine-tune", TRL, "trl_races", COMMON,
-        required={"gpt2": 2.2}, steps=8, batch=4, flops=6,
+        required={"gpt2": 2.2}, steps=8, batch=4,
     ),
     Race(
         "reward_lora", "reward model, LoRA", TRL, "trl_races", COMMON,
-        required={"gpt2": 2.2}, steps=8, batch=4, lora=LORA_RANK, flops=4,
+        required={"gpt2": 2.2}, steps=8, batch=4, lora=LORA_RANK,
     ),
     Race(
         "dpo", "DPO, LoRA, 2 epochs", TRL, "trl_races",
@@ -83,7 +102,7 @@ RACES = (
     Race(
         "sft", "SFT, completion only, ragged", TRL, "trl_races",
         f"{COMMON}; packing and padding_free need FlashAttention, which a CPU has not",
-        required={"gpt2": 1.7}, steps=4, batch=8, micro_batch=8, flops=6,
+        required={"gpt2": 1.7}, steps=4, batch=8, micro_batch=8,
     ),
     Race(
         "generate", "generation, 8–64 new tokens", "transformers generate", "generate",

@@ -60,7 +60,13 @@ def test_operations_by_hand() -> None:
     assert RACE["reward"].useful_flops(ROWS, weights) == 6 * 44 * 100
     assert RACE["reward_lora"].useful_flops(ROWS, weights) == 4 * 44 * 100
     assert RACE["sft"].useful_flops(ROWS, weights) == 6 * (37 * 100 + 7 * 1000)  # the head at 7 labels
-    assert RACE["ppo"].useful_flops(ROWS, weights) == 0
+    # DPO: the reference once (2), two epochs (4 each); prompts once, the head at 14 labels.
+    assert RACE["dpo"].useful_flops(ROWS, weights) == 10 * (44 * 100 + 14 * 1000)
+    assert RACE["generate"].useful_flops(ROWS, weights) == 2 * (30 + 72) * 100 + 2 * 72 * 1000
+    # PPO: sampled, scored, compared, valued (2 each); four epochs of policy and critic (4 each).
+    assert RACE["ppo"].useful_flops(ROWS, weights) == (8 + 32) * (30 + 128) * 100 + (4 + 16) * 128 * 1000
+    # GRPO: sampled, scored, compared; one epoch of the policy; a prompt once for eight answers.
+    assert RACE["grpo"].useful_flops(ROWS, weights) == (6 + 4) * (30 + 1024) * 100 + (4 + 4) * 1024 * 1000
 
 
 def test_matrices_are_those_a_token_is_multiplied_with() -> None:
@@ -100,7 +106,7 @@ def test_the_page_holds_every_race_that_was_run_under_its_shape() -> None:
     gpt2, llama = text.split("## GPT-2, 124M")[1].split("## Llama, 4 layers of 256")
     assert "| 2.90 | ≥ 3: **no** |" in gpt2
     assert "≤ 0.35: yes" in gpt2  # the memory of the first side is a quarter
-    assert "| 2.00 | ≥ 1.7: yes | 300% / 150% |" in gpt2
+    assert "| 2.00 | ≥ 1.7: yes | 0.7 | 300% / 150% |" in gpt2
     assert "| 7.00 | ≥ 6: yes |" in llama.split("##")[0]
     assert "GPT-Neo" not in text
     assert "GRPO, LoRA" not in text.split("## How")[0]

@@ -55,10 +55,10 @@ def main() -> None:
             for race in races:
                 runs.append({"round": number, "shape": shape, **measure(race, folder, peers[race.script])})
                 print(page.line(runs[-1]), file=sys.stderr)
-        # After every round, so that a race that is stopped has said what it saw.
-        found = {**facts, "rounds": number, "runs": runs}
-        common.write(asked.results / "bench.json", json.dumps(found, indent=1) + "\n")
-        common.write(asked.results / "bench.md", page.page(found))
+                # After every race, so that one that is stopped has said what it saw.
+                found = {**facts, "rounds": number, "runs": runs}
+                common.write(asked.results / "bench.json", json.dumps(found, indent=1) + "\n")
+                common.write(asked.results / "bench.md", page.page(found))
 
 
 def measure(race: Race, folder: Path, peer: list[str]) -> dict[str, Any]:

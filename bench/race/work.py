@@ -175,7 +175,7 @@ def embeddings(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
 
 def matrices(model: PreTrainedModel) -> dict[str, int]:
     """Weights that a token is multiplied with: in the trunk's matrices, and in the head."""
-    trunk: nn.Module = model.base_model  # pyright: ignore[reportAttributeAccessIssue]
+    trunk: nn.Module = model.base_model
     tables = [module.weight for module in trunk.modules() if isinstance(module, nn.Embedding)]
     wide = sum(p.numel() for p in trunk.parameters() if p.ndim == 2)
     return {

@@ -63,7 +63,7 @@ def attention_forward(
         raise ValueError("attention over blocks knows no dropout, softcap, position bias or sinks")
     grouped = query.unflatten(1, (key.shape[1], -1))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    found: Tensor = BlockAttention.apply(grouped, key, value, scale, blocks)  # pyright: ignore
+    found: Tensor = BlockAttention.apply(grouped, key, value, scale, blocks)
     return found.flatten(1, 2).transpose(1, 2), None
 
 
@@ -89,7 +89,7 @@ class BlockAttention(torch.autograd.Function):
             do = queries(gradients[0], block)
             add_attended(dv, weights.transpose(1, 2) @ do, block)
             ds = do @ attended(v, block).transpose(1, 2)
-            ds = torch._softmax_backward_data(ds, weights, -1, ds.dtype).mul_(ctx.scale)
+            ds = torch.ops.aten._softmax_backward_data(ds, weights, -1, ds.dtype).mul_(ctx.scale)
             put_queries(dq, ds @ attended(k, block), block)
             add_attended(dk, ds.transpose(1, 2) @ queries(q, block), block)
         return dq, dk, dv, None, None

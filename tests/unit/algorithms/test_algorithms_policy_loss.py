@@ -204,7 +204,9 @@ def test_approxkl_is_the_kl_from_the_old_policy_to_the_new_one() -> None:
 
 
 def test_the_mismatch_of_a_sampler_is_its_kl_and_its_largest_log_ratio_over_counted_tokens() -> None:
-    old, sampled = torch.log(torch.tensor([[0.4, 0.1, 0.5]])), torch.log(torch.tensor([[0.2, 0.2, 1e-9]]))
+    old, sampled = (
+        torch.tensor([[chances]], dtype=torch.float64).log()[0] for chances in ([0.4, 0.1, 0.5], [0.2, 0.2, 1e-9])
+    )
     found = mismatch(sampled, old, torch.tensor([[True, True, False]]))
     # k3 = ρ − 1 − log ρ of ρ = 2 and ρ = ½
     assert_same(found["kl"], ((2 - 1 - math.log(2)) + (0.5 - 1 + math.log(2))) / 2)

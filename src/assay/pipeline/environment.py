@@ -70,6 +70,30 @@ def _peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 
 
+def resident_mb() -> float:
+    """What this process holds now."""
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return _peak_rss_mb()
+
+
+def memory_mb(device: str = "cpu") -> float:
+    """Memory that a process on this device can have: the GPU's, else the machine's or its cgroup's if that is less."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 2**20
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            names = {"": ("", "memory.max"), "memory": ("memory", "memory.limit_in_bytes")}.get(controllers)
+            for folder in (group.lstrip("/"), "") if names else ():
+                with suppress(OSError, ValueError):  # "max" is no limit; in a container the group may be the root
+                    limits.append(int((Path("/sys/fs/cgroup") / names[0] / folder / names[1]).read_text()))
+    return min(limits) / 2**20
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

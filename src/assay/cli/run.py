@@ -93,6 +93,6 @@ def show_plan(plan: dict[str, Any]) -> None:
     columns = ["id", "kind", "artifact", "state", "steps", "parameters", "trained", "memory_mb", "step_s", "wall_s"]
     table([c.replace("_", " ") for c in columns], [[stage[column] for column in columns] for stage in plan["stages"]])
     print(
-        f"\nabout {number(plan['wall_s'])} s for what is not there yet, {number(plan['memory_mb'])} MB of memory at most; "
-        "nothing was written"
+        f"\nabout {number(plan['wall_s'])} s for what is not there yet, "
+        f"{number(plan['memory_mb'])} MB of memory at most; nothing was written"
     )

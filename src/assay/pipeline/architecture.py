@@ -33,7 +33,7 @@ class Architectures:
     _tokenizers: dict[str, Any] = field(default_factory=dict)
 
     def shape(self, step: Step, role: str = "") -> Any:
-        """The transformers configuration of the stage's own model, or of one of its roles; None where it is not here."""
+        """transformers' configuration of the stage's model, or of one of its roles; None where it is not here."""
         origin = self._origin(self._source(step, role), step)
         if isinstance(origin, PretrainConfig):
             settings = {name: getattr(origin, name) for name in ("layers", "width", "heads", "max_length")}
@@ -79,7 +79,8 @@ class Architectures:
     def _origin(self, source: Source | None, step: Step) -> PretrainConfig | str:
         """Where weights begin: the settings of a pretrain stage, or a model from outside."""
         if source is None:
-            assert step.node is not None and isinstance(step.node.config, PretrainConfig)
+            assert step.node is not None
+            assert isinstance(step.node.config, PretrainConfig)
             return step.node.config
         if source.outside:
             return source.name

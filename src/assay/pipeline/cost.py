@@ -10,16 +10,18 @@ Counts are of the data's own rows (workload.py); bytes and rates are of the code
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from assay.data.prepared import Prepared
 from assay.data.render import Renderer
 from assay.models.config import LoraConfig, Template
-from assay.models.precision import compute_dtype, weight_dtype
 from assay.pipeline.architecture import Architectures
-from assay.pipeline.rehearsal import Held, Layout, Model, Rates, held
+from assay.pipeline.graph import Node
+from assay.pipeline.rehearsal import Layout, Model, Rates, held, taken
 from assay.pipeline.steps import Step
 from assay.pipeline.workload import Decode, Pass, Role, Task, Work, Workload
 from assay.stages.config import (
@@ -33,6 +35,8 @@ from assay.stages.config import (
 )
 
 MB = 2**20
+REPORT_MB = 85
+"""scikit-learn and what it imports, which the baselines in a reward model's report are made with; measured."""
 MOMENTS = 2
 """AdamW keeps two numbers for each that it changes."""
 CACHES = 2
@@ -70,7 +74,7 @@ class Estimator:
         self.steps, self.data, self.template = steps, data, template
         self.device, self.process_mb = device, process_mb
         self.architectures = Architectures(steps, data)
-        self._held: dict[Any, Held] = {}
+        self._held: dict[Any, int] = {}
         self._rates: dict[Any, Rates] = {}
 
     def of(self, step: Step, count: int, *, config: Any = None, timed: bool = False) -> Estimate | None:
@@ -83,6 +87,8 @@ class Estimator:
         sizes = policy.sizes
         work = self._work(step, config, policy, count)
         memory_mb = self._memory(step, config, work) / MB + self.process_mb
+        if self.device == "cpu" and any(earlier.kind == "reward" for earlier in self._until(step)):
+            memory_mb += REPORT_MB
         if not timed:
             return Estimate(policy.parameters, sizes.trained, memory_mb)
         cycle = self._seconds(step, config, work.cycle) + work.updates * self._updates(step, config, work)
@@ -106,15 +112,27 @@ class Estimator:
 
     # Who takes part
 
+    def _until(self, step: Step) -> Iterator[Node]:
+        """The stages that this process has been through before."""
+        for earlier in self.steps.values():
+            if earlier.id == step.id:
+                return
+            if earlier.node is not None:
+                yield earlier.node
+
     def _model(self, step: Step, role: Role, config: Any) -> Model | None:
         """The model of a role, and what is trained of it; a reward model that is not here looks like the policy."""
-        shape = self.architectures.shape(step, "reward" if role == "reward" else "teacher" if role == "reference" else "")
+        shape = self.architectures.shape(
+            step, "reward" if role == "reward" else "teacher" if role == "reference" else ""
+        )
         if shape is None:
             return None
         assert step.node is not None
         own = "reward" if step.node.kind == "reward" else "policy"
         learns = role in (own, "policy", "value") and _trains(config)
-        checkpointed = isinstance(config, TrainingConfig) and config.gradient_checkpointing and config.kind != "pretrain"
+        checkpointed = (
+            isinstance(config, TrainingConfig) and config.gradient_checkpointing and config.kind != "pretrain"
+        )
         classifier = role in ("reward", "value") or own == "reward"
         return Model(shape, self.device, classifier, learns, getattr(config, "lora", None), checkpointed)
 
@@ -155,7 +173,7 @@ class Estimator:
         best = changed if isinstance(config, SamplingStageConfig | PreferenceConfig) else 0
         kept = weights + MOMENTS * changed + best
         checkpoint = (1 + MOMENTS) * changed + best  # a copy of all that, on its way to the disk
-        return kept + max([checkpoint, *(self._during(step, config, task) for task in work.tasks)])
+        return kept + max([checkpoint, *(self._during(step, config, task) for task in largest(work.tasks))])
 
     def _during(self, step: Step, config: Any, task: Task) -> float:
         model = self._model(step, task.role, config)
@@ -163,19 +181,24 @@ class Estimator:
         if isinstance(task, Decode):
             floats = DRAWN * task.rows * model.vocabulary * 4
             prefill = self._held_by(model, task.prompts[0], learns=False, words=False) if task.prompts else 0
-            return max(prefill, floats) + CACHES * task.rows * task.columns * model.cache_bytes
+            layer = taken(task.rows * task.columns * model.cache_bytes // model.blocks, model.heap)
+            return max(prefill, floats) + CACHES * model.blocks * layer
         return self._held_by(model, task.largest, learns=task.learns, words=task.words, again=not task.alone)
 
     def _held_by(self, model: Model, layout: Layout, **what: bool) -> int:
         key = (model.key, layout, *what.items())
         if key not in self._held:
             self._held[key] = held(model, layout, **what)
-        return self._held[key].during
+        return self._held[key]
 
     # Time, in seconds
 
     def _rates_of(self, model: Model) -> Rates:
-        return self._rates.setdefault(model.key, Rates(model))
+        if type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING:  # the trunk is what takes time, whatever head it has
+            model = replace(model, classifier=False)
+        if model.key not in self._rates:
+            self._rates[model.key] = Rates(model)
+        return self._rates[model.key]
 
     def _seconds(self, step: Step, config: Any, tasks: list[Task]) -> float:
         return sum(task.times * self._once(step, config, task) for task in tasks)
@@ -202,6 +225,21 @@ class Estimator:
         """Of the optimizers, for one step."""
         models = [self._model(step, role, config) for role in work.learners]
         return sum(self._rates_of(model).optimizer() * model.sizes.trained for model in models if model)
+
+
+def largest(tasks: Sequence[Task]) -> Iterator[Task]:
+    """Those that may hold most: of passes alike the largest; a reading one only if it is larger than the learning."""
+    passes = [task for task in tasks if isinstance(task, Pass)]
+    learned = max((task.largest.places for task in passes if task.learns), default=0)
+    found: dict[Any, Pass] = {}
+    for task in passes:
+        key = (task.role, task.learns, task.words, task.alone)
+        if (task.learns or task.largest.places > learned) and (
+            key not in found or found[key].largest.places < task.largest.places
+        ):
+            found[key] = task
+    yield from found.values()
+    yield from (task for task in tasks if isinstance(task, Decode))
 
 
 def _trains(config: Any) -> bool:

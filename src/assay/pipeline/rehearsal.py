@@ -1,4 +1,4 @@
-"""A model's passes, rehearsed: on tensors without storage to see what they hold, on one block to see how long they take.
+"""A model's passes, rehearsed: on tensors without storage for what they hold, on one block for the time they take.
 
     bytes      the whole model in PyTorch's fake mode: every tensor has a size and a lifetime, and no memory
     seconds    t(pass) = t(no block) + blocks · (t(one block) − t(no block)), measured on this machine, in proportion to
@@ -10,14 +10,13 @@ recomputed logits, checkpointed activations, whatever a new architecture does in
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import statistics
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +37,15 @@ from assay.rollout.sampler import draw
 from assay.stages.config import OptimConfig
 from assay.stages.loop import Optimizer
 
-PROBE_OPERATIONS = 2e10
-"""Multiplications and additions of one timed pass at most: a fraction of a second on a laptop."""
+PROBE_OPERATIONS = 1e10
+"""Multiplications and additions of one timed pass through a block, about: a tenth of a second on a laptop."""
 PROBE_WORDS = 4096
 """Words of the vocabulary that a stand-in knows: its head is timed on those, and its embedding is small."""
+HEAP_SHARE = 1.4
+"""What glibc's heap grows to, over what is alive in it, while activations and gradients are made and freed by turns:
+1.36 to 1.44 for 2,000 to 8,000 places of the embedded model. The cure, mapping every tensor, takes 65 % more time."""
+MAPPED = 32 * 2**20
+"""Bytes from which glibc maps an allocation for itself, and returns it whole (mallopt(3), M_MMAP_THRESHOLD)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,11 @@ class Model:
         return Sizes(weights, sum(p.numel() for p in trained.values()), sum(p.nbytes for p in trained.values()))
 
     @property
+    def heap(self) -> float:
+        """What tensors that come and go by turns take, over what they hold."""
+        return HEAP_SHARE if self.device == "cpu" else 1.0
+
+    @property
     def context(self) -> int:
         """Positions it has."""
         return getattr(self.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
@@ -155,20 +164,23 @@ class Model:
         return Model(config, self.device, self.classifier, self.trained, self.lora)
 
 
-def forward(backbone: Backbone, layout: Layout, adapter: str | None) -> Tensor:
+def adapter(backbone: Backbone) -> str | None:
+    return "policy" if backbone.adapters.names else None
+
+
+def forward(backbone: Backbone, layout: Layout) -> Tensor:
     """States [labels, D] of a micro-batch of one tree a line."""
     device = backbone.device
     ids_LW = torch.zeros(layout.lines, layout.width, dtype=torch.long, device=device)
     mask = torch.ones(layout.lines, 1, layout.width, layout.width, dtype=torch.bool, device=device).tril()
-    hidden = backbone.forward(ids_LW, position_ids=ids_LW, adapter=adapter, attention_mask=mask)
+    hidden = backbone.forward(ids_LW, position_ids=ids_LW, adapter=adapter(backbone), attention_mask=mask)
     return hidden.flatten(0, 1)[: max(1, layout.labels)]
 
 
 def run_pass(model: Model, backbone: Backbone, layout: Layout, *, learns: bool, words: bool) -> None:
     """One micro-batch: forward, at its labels the head where `words`, and backward where it `learns`."""
-    adapter = "policy" if backbone.adapters.names else None
     with torch.set_grad_enabled(learns):
-        hidden_ND = forward(backbone, layout, adapter)
+        hidden_ND = forward(backbone, layout)
         loss_N = hidden_ND.float().sum(1)
         if words:
             ids_N = torch.zeros(len(hidden_ND), dtype=torch.long, device=hidden_ND.device)
@@ -184,20 +196,26 @@ def head_weight(backbone: Backbone) -> Tensor:
 # Memory
 
 
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors that are alive inside, now and at the most."""
+def taken(size: int, heap: float) -> int:
+    """Bytes that the process grows by for a tensor."""
+    return round(size * heap) if size < MAPPED else size
 
-    def __init__(self) -> None:
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that are alive inside, now and at the most; small ones count `heap` times."""
+
+    def __init__(self, heap: float = 1.0) -> None:
         super().__init__()
-        self.now = self.most = 0
+        self.heap = heap
+        self.now = self.most = 0  # bytes
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage())._cdata not in self._sizes:
-                self._sizes[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
+                self._sizes[storage._cdata] = size = taken(storage.nbytes(), self.heap)
+                self.now += size
                 self.most = max(self.most, self.now)
                 weakref.finalize(storage, self._drop, storage._cdata).atexit = False
         return out
@@ -206,25 +224,17 @@ class LiveBytes(TorchDispatchMode):
         self.now -= self._sizes.pop(key)
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Bytes of the model, and at the most on top of it during a pass."""
-
-    weights: int
-    during: int
-
-
-def held(model: Model, layout: Layout, *, learns: bool, words: bool, again: bool = False) -> Held:
-    """What a pass holds; `again` for a micro-batch that finds the gradients of an earlier one."""
+def held(model: Model, layout: Layout, *, learns: bool, words: bool, again: bool = False) -> int:
+    """Most bytes on top of the weights during a pass; `again`: it finds the gradients of an earlier micro-batch."""
     bf16_speedup_on_cpu()  # is measured now and remembered: fake tensors have no speed
     backbone, _ = model.build(device="meta")
-    with FakeTensorMode(), LiveBytes() as live:
+    with FakeTensorMode(), LiveBytes(model.heap if learns else 1.0) as live:
         give_sizes(backbone.model)
         weights = live.now
         for _ in range(1 + again):
             live.most = live.now
             run_pass(model, backbone, layout, learns=learns, words=words)
-        return Held(weights, live.most - weights)
+        return live.most - weights
 
 
 def give_sizes(model: nn.Module) -> None:
@@ -235,7 +245,9 @@ def give_sizes(model: nn.Module) -> None:
             for name, meta in tensors.items():
                 if meta is not None and id(meta) not in made:
                     empty = torch.empty(meta.shape, dtype=meta.dtype)
-                    made[id(meta)] = nn.Parameter(empty, meta.requires_grad) if isinstance(meta, nn.Parameter) else empty
+                    made[id(meta)] = (
+                        nn.Parameter(empty, meta.requires_grad) if isinstance(meta, nn.Parameter) else empty
+                    )
                 if meta is not None:
                     tensors[name] = made[id(meta)]  # pyright: ignore[reportArgumentType]
 
@@ -251,7 +263,7 @@ def _warm(device: str) -> None:
         _ = a @ a
 
 
-def seconds(work: Callable[[], Any], device: str, *, repeats: int = 3) -> float:
+def seconds(work: Callable[[], Any], device: str, *, repeats: int = 2) -> float:
     """Median time of a few runs after one that is not counted."""
     _warm(device)
     synchronise = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
@@ -283,7 +295,7 @@ class Rates:
     def trunk(self, layout: Layout, *, learns: bool) -> float:
         """Seconds of a micro-batch in the trunk, in proportion to those of one that is like it."""
         width = max(16, -(-layout.width // 32) * 32)
-        operations = (6 if learns else 2) * sum(p.numel() for p in self.backbone.trunk.parameters())
+        operations = (6 if learns else 2) * (self._stand_ins[1].parameters - self._stand_ins[0].parameters)
         most = max(64, int(PROBE_OPERATIONS / operations))
         probe = Layout(max(1, min(layout.places, most) // width), min(width, most), 1)
         probe = Layout(1 << (probe.lines.bit_length() - 1), probe.width, 1)  # few sizes, so that few are measured
@@ -347,7 +359,9 @@ class Rates:
             def forward(ids: Tensor, seen: int) -> None:
                 with torch.inference_mode():
                     more = {"past_key_values": cache, "use_cache": True} if place else {}
-                    backbone.forward(ids, position_ids=ids, adapter=None, attention_mask=mask[:, :seen], **more)
+                    backbone.forward(
+                        ids, position_ids=ids, adapter=adapter(backbone), attention_mask=mask[:, :seen], **more
+                    )
 
             forward(filled, columns)
 
@@ -367,13 +381,7 @@ class Rates:
 
     def _once(self, key: tuple[Any, ...], work: Callable[[], Any]) -> float:
         if key not in self._known:
-            with self._threads():
-                self._known[key] = seconds(work, self.model.device)
+            self._known[key] = seconds(work, self.model.device)
+            for backbone, _ in self._built:
+                backbone.model.zero_grad(set_to_none=True)
         return self._known[key]
-
-    @contextlib.contextmanager
-    def _threads(self) -> Iterator[None]:
-        """Gradients that a measurement leaves are dropped."""
-        yield
-        for backbone, _ in self._built:
-            backbone.model.zero_grad(set_to_none=True)

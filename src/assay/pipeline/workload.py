@@ -175,7 +175,10 @@ class Workload:
             self._batches(asked, "policy", config.batch_size, updates, learns=True),
             *self._collected(held_out, config.decode_batch),
         ]
-        once = [*self._collected(held_out, config.decode_batch), *self._collected(self._split("test"), config.decode_batch, 2)]
+        once = [
+            *self._collected(held_out, config.decode_batch),
+            *self._collected(self._split("test"), config.decode_batch, 2),
+        ]
         return Work(cycle, once, config.rounds, updates, ("policy",))
 
     def _distill(self, config: DistillConfig, steps: int) -> Work:
@@ -211,8 +214,12 @@ class Workload:
         count = (steps * config.batch_size / config.epochs + len(self.data.preferences.validation)) / config.batch_size
         again = len(self.data.preferences.validation) / config.batch_size * (1 + steps // config.validate_every)
         read = self._batches(examples, "policy", config.batch_size, count + again)
-        return Work([each] if config.paired else [each, self._batches(examples, "policy", config.batch_size)],
-                    [read, *test], steps, learners=("policy",))
+        return Work(
+            [each] if config.paired else [each, self._batches(examples, "policy", config.batch_size)],
+            [read, *test],
+            steps,
+            learners=("policy",),
+        )
 
     # Rows
 
@@ -229,7 +236,9 @@ class Workload:
     def _lengths(self) -> list[int]:
         """Tokens of answers, as people gave them; where nobody did, as long as they may be."""
         longest = self.config.sampling.max_new_tokens
-        items = [*self._demonstrations] or [d for pair in _some(self.data.preferences.train) if (d := as_demonstration(pair))]
+        items = [*self._demonstrations] or [
+            d for pair in _some(self.data.preferences.train) if (d := as_demonstration(pair))
+        ]
         return [min(longest, len(row.ids) - row.prompt_length) for (row,) in self._examples(items)] or [longest]
 
     def _examples(self, items: Sequence[Item]) -> list[Example]:
@@ -264,7 +273,14 @@ class Workload:
     # Tasks
 
     def _batches(
-        self, examples: Sequence[Example], role: Role, size: int, times: float = 1, *, learns: bool = False, words: bool = True
+        self,
+        examples: Sequence[Example],
+        role: Role,
+        size: int,
+        times: float = 1,
+        *,
+        learns: bool = False,
+        words: bool = True,
     ) -> Pass:
         """Some batches of `size` examples, as they will be laid out: rows of like length together."""
         wanted = min(max(size, 1) * BATCHES, max(len(examples), size))
@@ -300,12 +316,19 @@ class Workload:
         alone = [Row(row.ids[: row.prompt_length], row.prompt_length) for row in asked[:rows]]
         lengths = [len(row.ids) - row.prompt_length for row in asked]
         steps, row_steps = decoded(lengths, rows)
-        columns = max(map(lambda row: row.prompt_length, asked), default=1) + self.config.sampling.max_new_tokens
+        columns = max((row.prompt_length for row in asked), default=1) + self.config.sampling.max_new_tokens
         batch = collate(alone, 0) if alone else None
         forest = self.backbone.forest(batch) if batch else None
         shape = (1, 1) if batch is None else batch.input_ids.shape if forest is None else forest.sources_LW.shape
-        return Decode(role, min(rows, len(asked)), columns, steps, row_steps,
-                      (Layout(*shape, len(alone)),) * -(-len(asked) // max(rows, 1)), times)
+        return Decode(
+            role,
+            min(rows, len(asked)),
+            columns,
+            steps,
+            row_steps,
+            (Layout(*shape, len(alone)),) * -(-len(asked) // max(rows, 1)),
+            times,
+        )
 
 
 def decoded(lengths: Sequence[int], most: int) -> tuple[int, int]:

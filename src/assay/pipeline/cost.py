@@ -71,7 +71,8 @@ class Estimator:
     def __init__(
         self, steps: Mapping[str, Step], data: Prepared, template: Template, *, device: str, process_mb: float
     ) -> None:
-        self.steps, self.data, self.template = steps, data, template
+        self.steps, self.data = steps, data
+        self.template: Template = template
         self.device, self.process_mb = device, process_mb
         self.architectures = Architectures(steps, data)
         self._held: dict[Any, int] = {}
@@ -128,11 +129,10 @@ class Estimator:
         if shape is None:
             return None
         assert step.node is not None
-        own = "reward" if step.node.kind == "reward" else "policy"
+        own_kind = step.node.kind
+        own = "reward" if own_kind == "reward" else "policy"
         learns = role in (own, "policy", "value") and _trains(config)
-        checkpointed = (
-            isinstance(config, TrainingConfig) and config.gradient_checkpointing and config.kind != "pretrain"
-        )
+        checkpointed = isinstance(config, TrainingConfig) and config.gradient_checkpointing and own_kind != "pretrain"
         classifier = role in ("reward", "value") or own == "reward"
         return Model(shape, self.device, classifier, learns, getattr(config, "lora", None), checkpointed)
 
@@ -200,7 +200,7 @@ class Estimator:
             self._rates[model.key] = Rates(model)
         return self._rates[model.key]
 
-    def _seconds(self, step: Step, config: Any, tasks: list[Task]) -> float:
+    def _seconds(self, step: Step, config: Any, tasks: Sequence[Task]) -> float:
         return sum(task.times * self._once(step, config, task) for task in tasks)
 
     def _once(self, step: Step, config: Any, task: Task) -> float:

@@ -97,10 +97,12 @@ def memory_mb(device: str = "cpu") -> float:
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, group = line.split(":", 2)
-            names = {"": ("", "memory.max"), "memory": ("memory", "memory.limit_in_bytes")}.get(controllers)
-            for folder in (group.lstrip("/"), "") if names else ():
-                with suppress(OSError, ValueError):  # "max" is no limit; in a container the group may be the root
-                    limits.append(int((Path("/sys/fs/cgroup") / names[0] / folder / names[1]).read_text()))
+            if controllers not in ("", "memory"):
+                continue
+            file = "memory/{}/memory.limit_in_bytes" if controllers else "{}/memory.max"
+            for folder in (group.strip("/"), ""):  # a container's own group may be its root
+                with suppress(OSError, ValueError):  # "max" is no limit
+                    limits.append(int((Path("/sys/fs/cgroup") / file.format(folder).lstrip("/")).read_text()))
     return min(limits) / 2**20
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -85,8 +85,8 @@ Task = Pass | Decode
 class Work:
     """`cycles` times the tasks of a cycle, with `updates` optimizer steps of each trained role in each; some once."""
 
-    cycle: list[Task] = field(default_factory=list)
-    once: list[Task] = field(default_factory=list)
+    cycle: Sequence[Task] = ()
+    once: Sequence[Task] = ()
     cycles: int = 0
     updates: int = 1
     learners: tuple[Role, ...] = ()
@@ -319,16 +319,9 @@ class Workload:
         columns = max((row.prompt_length for row in asked), default=1) + self.config.sampling.max_new_tokens
         batch = collate(alone, 0) if alone else None
         forest = self.backbone.forest(batch) if batch else None
-        shape = (1, 1) if batch is None else batch.input_ids.shape if forest is None else forest.sources_LW.shape
-        return Decode(
-            role,
-            min(rows, len(asked)),
-            columns,
-            steps,
-            row_steps,
-            (Layout(*shape, len(alone)),) * -(-len(asked) // max(rows, 1)),
-            times,
-        )
+        lines, width = (1, 1) if batch is None else (forest.sources_LW if forest else batch.input_ids).shape
+        prompts = (Layout(lines, width, len(alone)),) * math.ceil(len(asked) / rows)
+        return Decode(role, min(rows, len(asked)), columns, steps, row_steps, prompts, times)
 
 
 def decoded(lengths: Sequence[int], most: int) -> tuple[int, int]:

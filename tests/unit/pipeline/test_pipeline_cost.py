@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.unit.pipeline.fakes import Fakes
 from transformers import AutoConfig
 
 from assay.errors import UsageError
@@ -16,7 +17,7 @@ from assay.pipeline.artifacts import Store
 from assay.pipeline.inputs import prepare
 from assay.pipeline.recipe import load_recipe
 from assay.pipeline.rehearsal import Layout, LiveBytes, Model, held, taken
-from assay.pipeline.runner import Request, selected
+from assay.pipeline.runner import Request, check_memory, run, selected
 from assay.pipeline.workload import decoded
 
 WIDTH, WORDS, INNER, BLOCKS = 32, 100, 80, 3
@@ -123,3 +124,13 @@ def test_what_cannot_fit_is_refused_with_settings_that_would(tmp_path: Path, mon
     assert smaller is not None
     assert smaller.memory_mb <= needed.memory_mb - 5
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_cannot_fit_ends_before_its_first_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(RECIPE)
+    monkeypatch.setattr(environment, "memory_mb", lambda device: 100)
+    fakes = Fakes()
+    with pytest.raises(UsageError, match="pretrain would need"):
+        run(load_recipe(str(file), [f"runs_dir={tmp_path / 'runs'}"]), fakes.request(fits=check_memory))
+    assert fakes.called == []

@@ -30,6 +30,7 @@ class Architectures:
 
     steps: Mapping[str, Step]
     data: Prepared
+    _shapes: dict[str, Any] = field(default_factory=dict)
     _tokenizers: dict[str, Any] = field(default_factory=dict)
 
     def shape(self, step: Step, role: str = "") -> Any:
@@ -38,10 +39,12 @@ class Architectures:
         if isinstance(origin, PretrainConfig):
             settings = {name: getattr(origin, name) for name in ("layers", "width", "heads", "max_length")}
             return new_shape(origin.architecture, **settings, vocabulary=origin.vocabulary)
-        try:
-            return AutoConfig.from_pretrained(locate(origin, fetch=False))
-        except (AssayError, OSError):
-            return None
+        if origin not in self._shapes:
+            try:
+                self._shapes[origin] = AutoConfig.from_pretrained(locate(origin, fetch=False))
+            except (AssayError, OSError):
+                self._shapes[origin] = None
+        return self._shapes[origin]
 
     def tokenizer(self, step: Step) -> Any:
         """Its own; where there is none yet, one trained on the data's text."""

@@ -21,7 +21,7 @@ from assay.data.render import Renderer
 from assay.models.config import LoraConfig, Template
 from assay.pipeline.architecture import Architectures
 from assay.pipeline.graph import Node
-from assay.pipeline.rehearsal import Layout, Model, Rates, held, taken
+from assay.pipeline.rehearsal import Model, Rates, held, taken
 from assay.pipeline.steps import Step
 from assay.pipeline.workload import Decode, Pass, Role, Task, Work, Workload
 from assay.stages.config import (
@@ -75,6 +75,8 @@ class Estimator:
         self.template: Template = template
         self.device, self.process_mb = device, process_mb
         self.architectures = Architectures(steps, data)
+        self._models: dict[Any, Model] = {}
+        self._works: dict[Any, Work] = {}
         self._held: dict[Any, int] = {}
         self._rates: dict[Any, Rates] = {}
 
@@ -134,7 +136,8 @@ class Estimator:
         learns = role in (own, "policy", "value") and _trains(config)
         checkpointed = isinstance(config, TrainingConfig) and config.gradient_checkpointing and own_kind != "pretrain"
         classifier = role in ("reward", "value") or own == "reward"
-        return Model(shape, self.device, classifier, learns, getattr(config, "lora", None), checkpointed)
+        model = Model(shape, self.device, classifier, learns, getattr(config, "lora", None), checkpointed)
+        return self._models.setdefault(model.key, model)  # which remembers its sizes
 
     def _resident(self, step: Step, config: Any) -> Iterator[Model]:
         """Every model in memory at once, as stages load them (models/roles.py)."""
@@ -156,10 +159,14 @@ class Estimator:
             yield replace(self._model(step, "reward", config) or frozen, trained=False, classifier=True)
 
     def _work(self, step: Step, config: Any, policy: Model, count: int) -> Work:
+        key = (step.id, config.model_dump_json(), count)
+        if key in self._works:
+            return self._works[key]
         tokenizer = self.architectures.tokenizer(step)
         length = min(config.max_length, policy.context)
         renderer = Renderer(tokenizer, template=self.template, max_length=length)
-        return Workload(config, self.data, renderer, self._rates_of(policy).backbone).work(count)
+        self._works[key] = Workload(config, self.data, renderer, self._rates_of(policy).backbone).work(count)
+        return self._works[key]
 
     # Memory, in bytes
 
@@ -173,23 +180,36 @@ class Estimator:
         best = changed if isinstance(config, SamplingStageConfig | PreferenceConfig) else 0
         kept = weights + MOMENTS * changed + best
         checkpoint = (1 + MOMENTS) * changed + best  # a copy of all that, on its way to the disk
-        return kept + max([checkpoint, *(self._during(step, config, task) for task in largest(work.tasks))])
+        passing = [self._passing(step, config, task) for task in self._largest(step, config, work.tasks)]
+        decoding = [self._decoding(step, config, task) for task in work.tasks if isinstance(task, Decode)]
+        return kept + max([checkpoint, *passing, *decoding])
 
-    def _during(self, step: Step, config: Any, task: Task) -> float:
+    def _largest(self, step: Step, config: Any, tasks: Sequence[Task]) -> Iterator[Pass]:
+        """The passes that may hold most: of those alike the largest; a reading one only beyond all learning."""
+        passes = [task.prefill if isinstance(task, Decode) else task for task in tasks]
+        learned = max((task.largest.places for task in passes if task.learns), default=0)
+        found: dict[Any, Pass] = {}
+        for task in sorted(passes, key=lambda task: task.largest.places):
+            if task.learns or task.largest.places > learned:
+                model = self._model(step, task.role, config)
+                assert model is not None
+                found[model.key if task.learns else model.config.to_json_string(), task.learns, task.words] = task
+        return iter(found.values())
+
+    def _passing(self, step: Step, config: Any, task: Pass) -> int:
         model = self._model(step, task.role, config)
         assert model is not None
-        if isinstance(task, Decode):
-            floats = DRAWN * task.rows * model.vocabulary * 4
-            prefill = self._held_by(model, task.prompts[0], learns=False, words=False) if task.prompts else 0
-            layer = taken(task.rows * task.columns * model.cache_bytes // model.blocks, model.heap)
-            return max(prefill, floats) + CACHES * model.blocks * layer
-        return self._held_by(model, task.largest, learns=task.learns, words=task.words, again=not task.alone)
-
-    def _held_by(self, model: Model, layout: Layout, **what: bool) -> int:
-        key = (model.key, layout, *what.items())
+        again = task.learns and not task.alone
+        key = (model.key, task.largest, task.learns, task.words, again)
         if key not in self._held:
-            self._held[key] = held(model, layout, **what)
+            self._held[key] = held(model, task.largest, learns=task.learns, words=task.words, again=again)
         return self._held[key]
+
+    def _decoding(self, step: Step, config: Any, task: Decode) -> int:
+        model = self._model(step, task.role, config)
+        assert model is not None
+        layer = taken(task.rows * task.columns * model.cache_bytes // model.blocks, model.heap)
+        return DRAWN * task.rows * model.vocabulary * 4 + CACHES * model.blocks * layer
 
     # Time, in seconds
 
@@ -225,21 +245,6 @@ class Estimator:
         """Of the optimizers, for one step."""
         models = [self._model(step, role, config) for role in work.learners]
         return sum(self._rates_of(model).optimizer() * model.sizes.trained for model in models if model)
-
-
-def largest(tasks: Sequence[Task]) -> Iterator[Task]:
-    """Those that may hold most: of passes alike the largest; a reading one only if it is larger than the learning."""
-    passes = [task for task in tasks if isinstance(task, Pass)]
-    learned = max((task.largest.places for task in passes if task.learns), default=0)
-    found: dict[Any, Pass] = {}
-    for task in passes:
-        key = (task.role, task.learns, task.words, task.alone)
-        if (task.learns or task.largest.places > learned) and (
-            key not in found or found[key].largest.places < task.largest.places
-        ):
-            found[key] = task
-    yield from found.values()
-    yield from (task for task in tasks if isinstance(task, Decode))
 
 
 def _trains(config: Any) -> bool:

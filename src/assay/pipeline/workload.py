@@ -77,6 +77,11 @@ class Decode:
     prompts: tuple[Layout, ...]
     times: float = 1.0
 
+    @property
+    def prefill(self) -> Pass:
+        """Reading the prompts of as many rows as there are at once."""
+        return Pass(self.role, (self.prompts[:1] or (Layout(1, 1, 1),),), self.times, words=False)
+
 
 Task = Pass | Decode
 

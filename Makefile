@@ -22,7 +22,7 @@ export HF_HUB_OFFLINE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare
-.PHONY: bench bench-quick bench-quality bench-scaling bench-data
+.PHONY: bench bench-quick bench-quality bench-scaling bench-data preflight
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -85,6 +85,9 @@ bench-quality: $(VENV)/.installed ## race TRL's PPO to a win rate of 80 % on the
 
 bench-scaling: $(VENV)/.installed ## how the time of a step grows with every size: docs/results/scaling.md
 	$(BIN)/python -m bench.scaling
+
+preflight: $(VENV)/.installed ## what a dry run predicts, beside what is measured: docs/results/preflight.md
+	$(BIN)/python -m bench.preflight
 
 bench-data: $(VENV)/.installed ## prepare ROWS preference pairs, DATA=folder of HH-RLHF: docs/results/data_scale.md
 	$(BIN)/python -m bench.data_scale '$(DATA)' --rows $(ROWS)

@@ -34,7 +34,7 @@ def run(
     ),
     only: str = typer.Option(None, metavar="STAGE", help="Run this stage, and what it needs that does not exist."),
     start: str = typer.Option(None, "--from", metavar="STAGE", help="Make this stage and all that read it anew."),
-    dry_run: bool = typer.Option(False, help="Print the plan: data, parameters, steps, memory. Write nothing."),
+    dry_run: bool = typer.Option(False, help="Print the plan: data, steps, memory, time. Write nothing."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout, nothing else."),
 ) -> None:
     """Run a recipe: what exists already is kept, what was interrupted goes on. Without RECIPE: the sandbox."""
@@ -90,6 +90,9 @@ def show_plan(plan: dict[str, Any]) -> None:
     """The plan as a table."""
     data = {key: value for key, value in plan["data"].items() if isinstance(value, int) and value}
     print(f"run {plan['dir']}\ndata: {', '.join(f'{key} {number(value)}' for key, value in data.items())}\n")
-    columns = ["id", "kind", "artifact", "state", "steps", "parameters", "trained", "memory_mb"]
+    columns = ["id", "kind", "artifact", "state", "steps", "parameters", "trained", "memory_mb", "step_s", "wall_s"]
     table([c.replace("_", " ") for c in columns], [[stage[column] for column in columns] for stage in plan["stages"]])
-    print(f"\nabout {number(plan['memory_mb'])} MB of memory at most; nothing was written")
+    print(
+        f"\nabout {number(plan['wall_s'])} s for what is not there yet, "
+        f"{number(plan['memory_mb'])} MB of memory at most; nothing was written"
+    )

@@ -15,7 +15,7 @@ SMALL_MODEL = 100_000_000
 def bf16_speedup_on_cpu(size: int = 512, repeats: int = 5) -> float:
     """How many times faster a bf16 matrix product is than an fp32 one on this CPU; the best of a few each.
 
-    CPUs with bf16 units are about twice as fast in it, those without 100 to 300 times *slower*: however busy the machine
+    CPUs with bf16 units are about twice as fast in it, those without 100 to 300 times *slower*: however busy a machine
     is, it cannot be taken for the other kind, so that a run that goes on does so in the format in which it began.
     """
 

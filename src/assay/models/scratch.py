@@ -48,13 +48,18 @@ def new_model(
     architecture: str, *, layers: int, width: int, heads: int, max_length: int, tokenizer: Any, seed: int
 ) -> PreTrainedModel:
     """A randomly initialised causal language model of a standard architecture, input and output embeddings tied."""
-    shared = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "tie_word_embeddings": True,
-    }
+    shape = new_shape(
+        architecture, layers=layers, width=width, heads=heads, max_length=max_length, vocabulary=len(tokenizer)
+    )
+    shape.pad_token_id, shape.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.derive(seed, "weights"))
+        return AutoModelForCausalLM.from_config(shape)
+
+
+def new_shape(architecture: str, *, layers: int, width: int, heads: int, max_length: int, vocabulary: int) -> Any:
+    """The transformers configuration of such a model."""
+    shared = {"vocab_size": vocabulary, "bos_token_id": None, "tie_word_embeddings": True}
     modern = {
         "hidden_size": width,
         "num_hidden_layers": layers,
@@ -67,6 +72,4 @@ def new_model(
         "gpt2": {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": max_length}
         | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng.derive(seed, "weights"))
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **shared, **shapes[architecture]))
+    return AutoConfig.for_model(architecture, **shared, **shapes[architecture])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import platform
 import resource
@@ -54,12 +56,20 @@ class PeakMemory:
         self.most = 0.0
 
     def lap(self) -> float:
-        """Peak since the last lap; the next one starts now."""
+        """Peak since the last lap; the next one starts now, without what this one has freed."""
         peak = _peak_rss_mb()
         self.most = max(self.most, peak)
+        give_back()
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
         return round(peak, 1)
+
+
+def give_back() -> None:
+    """Return freed memory to the system: allocators keep it for later, and it would count as the next stage's."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc's; others have none
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _peak_rss_mb() -> float:
@@ -68,6 +78,32 @@ def _peak_rss_mb() -> float:
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(status["VmHWM"].split()[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+
+
+def resident_mb() -> float:
+    """What this process holds now."""
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return _peak_rss_mb()
+
+
+def memory_mb(device: str = "cpu") -> float:
+    """Memory that a process on this device can have: the GPU's, else the machine's or its cgroup's if that is less."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 2**20
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers not in ("", "memory"):
+                continue
+            file = "memory/{}/memory.limit_in_bytes" if controllers else "{}/memory.max"
+            for folder in (group.strip("/"), ""):  # a container's own group may be its root
+                with suppress(OSError, ValueError):  # "max" is no limit
+                    limits.append(int((Path("/sys/fs/cgroup") / file.format(folder).lstrip("/")).read_text()))
+    return min(limits) / 2**20
 
 
 def _version(package: str) -> str | None:

@@ -53,6 +53,13 @@ def show_plots(to: Sequence[sinks.Sink], kind: str, folder: Path) -> None:
     plots.show(to, kind, folder)
 
 
+def check_memory(named: NamedRecipe, steps: Sequence[Step], store: Store, data: Prepared) -> None:
+    """UsageError for a stage that cannot fit into memory; torch is imported now."""
+    from assay.pipeline import plan
+
+    plan.check_memory(named, steps, store, data)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What to run of a recipe, and how the user asks to stop."""
@@ -65,6 +72,7 @@ class Request:
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
     stage: Callable[[str], Stage] = load_stage
     report: Callable[[Path], None] = write_report
+    fits: Callable[[NamedRecipe, Sequence[Step], Store, Prepared], None] = check_memory
 
 
 def run(named: NamedRecipe, request: Request) -> dict[str, Any]:
@@ -85,6 +93,8 @@ def run(named: NamedRecipe, request: Request) -> dict[str, Any]:
             if request.stop():
                 raise Interrupted(f"stopped before {step.id}; what is finished is kept")
             run_of.step(step)
+            if step.node is None:
+                request.fits(named, plan, store, Prepared.load(run_of.artifacts[DATA].folder))
         run_of.write_summary()
         request.report(folder)
     return run_of.summary()

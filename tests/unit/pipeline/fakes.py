@@ -77,4 +77,5 @@ class Fakes:
         return run_stage
 
     def request(self, **changes: Any) -> Request:
-        return Request(stage=self.stage, report=lambda folder: None, say=lambda line: None, **changes)
+        quiet = {"report": lambda folder: None, "say": lambda line: None, "fits": lambda *run: None}
+        return Request(stage=self.stage, **{**quiet, **changes})

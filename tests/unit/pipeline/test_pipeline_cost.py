@@ -1,0 +1,136 @@
+"""The cost model: bytes and steps counted by hand, what grows with what, and the refusal of what cannot fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.unit.pipeline.fakes import Fakes
+from transformers import AutoConfig
+
+from assay.errors import UsageError
+from assay.models.config import LoraConfig
+from assay.pipeline import environment, plan, rehearsal
+from assay.pipeline.artifacts import Store
+from assay.pipeline.inputs import prepare
+from assay.pipeline.recipe import load_recipe
+from assay.pipeline.rehearsal import Layout, LiveBytes, Model, held, taken
+from assay.pipeline.runner import Request, check_memory, run, selected
+from assay.pipeline.workload import decoded
+
+WIDTH, WORDS, INNER, BLOCKS = 32, 100, 80, 3
+LLAMA = AutoConfig.for_model(
+    "llama",
+    hidden_size=WIDTH,
+    vocab_size=WORDS,
+    intermediate_size=INNER,
+    num_hidden_layers=BLOCKS,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    tie_word_embeddings=True,
+    pad_token_id=0,
+)
+MODEL = Model(LLAMA, trained=True)
+SOME = Layout(lines=4, width=16, labels=20)
+
+RECIPE = """\
+data: {world: frontdesk, documents: 60, demonstrations: 40, preferences: 40}
+stages:
+  - pretrain: {layers: 2, width: 64, heads: 2, vocabulary: 400, batch_size: 256, max_length: 256}
+  - sft: {batch_size: 32, max_length: 256}
+"""
+
+
+def test_a_llama_has_the_parameters_and_the_cache_that_its_shape_says() -> None:
+    attention = WIDTH * WIDTH * 2 + WIDTH * (WIDTH // 2) * 2  # two of four heads have keys and values
+    block = attention + 3 * WIDTH * INNER + 2 * WIDTH
+    assert MODEL.parameters == WORDS * WIDTH + BLOCKS * block + WIDTH
+    assert MODEL.sizes.weights == 4 * MODEL.parameters
+    assert MODEL.sizes.trained == MODEL.parameters
+    assert MODEL.cache_bytes == 2 * BLOCKS * (WIDTH // 2) * 4
+
+
+def test_lora_trains_r_numbers_for_every_input_and_output_of_its_layers() -> None:
+    adapters = replace(MODEL, lora=LoraConfig(r=4, target_modules=("q_proj", "v_proj")))
+    assert adapters.sizes.trained == BLOCKS * 4 * ((WIDTH + WIDTH) + (WIDTH + WIDTH // 2))
+
+
+def test_live_bytes_are_those_of_the_tensors_that_have_not_been_freed() -> None:
+    with LiveBytes() as live:
+        first = torch.ones(10, 10)  # 400 B
+        second = first.view(5, 20) + 1  # a view has no memory of its own: 800 B
+        del first
+        third = torch.ones(25)  # 500 B
+    assert (live.now, live.most) == (500, 800)
+    assert len(second) + len(third) == 30
+
+
+def test_a_large_tensor_is_mapped_and_a_small_one_shares_the_heap() -> None:
+    assert taken(1000, 1.4) == 1400
+    assert taken(rehearsal.MAPPED, 1.4) == rehearsal.MAPPED
+
+
+def test_reading_holds_less_than_learning_and_lora_and_checkpoints_less_than_everything() -> None:
+    everything = held(MODEL, SOME, learns=True, words=True)
+    assert held(replace(MODEL, trained=False), SOME, learns=False, words=True) < everything
+    assert held(replace(MODEL, lora=LoraConfig(r=2)), SOME, learns=True, words=True) < everything
+    assert held(replace(MODEL, gradient_checkpointing=True), SOME, learns=True, words=True) < everything
+
+
+def test_activations_grow_in_proportion_to_the_lines() -> None:
+    frozen = replace(MODEL, lora=LoraConfig(r=1))
+    sizes = [held(frozen, Layout(lines, 64, 1), learns=True, words=False) for lines in (8, 16, 32)]
+    assert sizes[2] - sizes[1] == pytest.approx(2 * (sizes[1] - sizes[0]), rel=0.02)
+
+
+def test_a_later_micro_batch_finds_the_gradients_of_the_first() -> None:
+    first, later = (held(MODEL, SOME, learns=True, words=True, again=again) for again in (False, True))
+    assert MODEL.sizes.weights * 0.9 < later - first < MODEL.sizes.weights * rehearsal.HEAP_SHARE * 1.1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most", "expected"),
+    [
+        ([1, 1], 2, (0, 0)),  # the first token is drawn from the prompt
+        ([3], 4, (2, 2)),
+        ([3, 3], 2, (2, 4)),
+        ([3, 3], 1, (4, 4)),
+        ([2, 11], 2, (10, 11)),  # the short one makes way after its step
+    ],
+)
+def test_decoding_steps_are_those_of_the_engine(lengths: list[int], most: int, expected: tuple[int, int]) -> None:
+    assert decoded(lengths, most) == expected
+
+
+def test_what_cannot_fit_is_refused_with_settings_that_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(RECIPE)
+    named = load_recipe(str(file), [f"runs_dir={tmp_path / 'runs'}"])
+    steps = selected(named, Request(), fetch=False)
+    data = prepare(named.recipe.data, 0)
+    store = Store(tmp_path / "runs")
+    estimator = plan.check_memory(named, steps, store, data)
+    needed = estimator.of(steps[1], 1)
+    assert needed is not None
+    monkeypatch.setattr(environment, "resident_mb", lambda: estimator.process_mb)
+    monkeypatch.setattr(environment, "memory_mb", lambda device: needed.memory_mb - 5)
+    with pytest.raises(UsageError, match=r"pretrain would need about .* MB of memory") as refused:
+        plan.check_memory(named, steps, store, data)
+    first = refused.value.hint.removeprefix("this would fit: ").split("; or ")[0]
+    again = load_recipe(str(file), [f"runs_dir={tmp_path / 'runs'}", *first.split(", ")])
+    smaller = estimator.of(selected(again, Request(), fetch=False)[1], 1)
+    assert smaller is not None
+    assert smaller.memory_mb <= needed.memory_mb - 5
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_cannot_fit_ends_before_its_first_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(RECIPE)
+    monkeypatch.setattr(environment, "memory_mb", lambda device: 100)
+    fakes = Fakes()
+    with pytest.raises(UsageError, match="pretrain would need"):
+        run(load_recipe(str(file), [f"runs_dir={tmp_path / 'runs'}"]), fakes.request(fits=check_memory))
+    assert fakes.called == []

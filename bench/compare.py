@@ -69,7 +69,7 @@ best-of-n trains nothing, and pays its n samples with every answer for ever.
 
 
 def verdicts(methods: Sequence[Method]) -> list[str]:
-    """Who wins against the SFT model, by the intervals; and who is best for each nat."""
+    """Who wins against the SFT model, by the intervals."""
     said: dict[str, list[str]] = {"wins": [], "is not told": [], "loses": []}
     for method in methods:
         if method.win_rate:

@@ -124,7 +124,9 @@ The truth, between 0 and 1, of {facts["answers"]} answers to each of {counts[0]}
 the mean over seeds. A step is the change from one weighting to the next, paired by prompt. ρ is Spearman's rank
 correlation with the weight, averaged over seeds; p is exact, over all orders of each seed's five policies. Theory
 promises one thing: at the optimum of reward − β·KL, helpfulness − harmlessness of the *reward* rises with the weight
-(log Z is convex in it). That each alone follows its weight under the *truth* is a finding.
+(log Z is convex in it). That each alone follows its weight under the *truth* is a finding. The
+weights were chosen after a first sweep had shown that only the last quarter trades anything ([LOG.md](../LOG.md)); p
+does not know of that choice.
 """
 
 

@@ -212,7 +212,8 @@ def verdicts(name: str, one: Study) -> list[str]:
         for what, where in (("truth at d", f"at d = {one.at:.2f}"), ("peak", "at its best")):
             gained = one.found[arm, f"{what}, gained"]
             known = gained.low is not None and gained.high is not None and (gained.low > 0 or gained.high < 0)
-            how = ("helps" if gained.value > 0 else "hurts") if known else "is not told from one model"
+            clear = ("helps", "hurts") if name == "best-of-n" else ("is better in every seed", "is worse in every seed")
+            how = clear[gained.value < 0] if known else "is not told from one model"
             sentences.append(f"{name}, {words} {how} {where}: truth {spread(gained, '+.2f')} σ.")
     return sentences
 

@@ -1,11 +1,13 @@
 """Group relative policy optimisation: PPO without a critic, for answers to one prompt judge each other.
 
     advantage  A_i = (s_i − mean_j s_j) / std_j s_j       of G responses i to one prompt, for all tokens of response i
-    loss       mean_i (1/|y_i|)·[ Σ_t max(−A_i·ρ_t, −A_i·clip(ρ_t, 1 − ε, 1 + ε)) + β·½·(Σ_t log π_θ/π_ref(y_t))² ]
+    loss       mean_i (1/|y_i|)·Σ_t max(−A_i·ρ_t, −A_i·clip(ρ_t, 1 − ε, 1 + ε))
+               + β·Σ_i ½·(Σ_t log π_θ/π_ref(y_t))² / Σ_i |y_i|
 
 A critic learns what to expect of a prompt; the mean of a group says it, for the price of G answers. The KL to the SFT
 model is a term of the loss. As published it is k3 of each token, whose gradient on sequences is not that of the KL;
-half the squared log-ratio of the whole response has the right one (arXiv 2506.09477), so that is what stands here.
+half the squared log-ratio of the whole response has the right one (arXiv 2506.09477), so that is what stands here, all
+responses alike: divided by |y_i|, as the surrogate is, it would not be the KL's gradient either.
 
 Source: DeepSeekMath (Shao et al. 2024, arXiv 2402.03300), eq. 3.
 Run: python examples/grpo.py    (after sft.py and reward.py; about a minute)
@@ -123,7 +125,7 @@ def train(
             loss_BT = torch.maximum(-advantages_BT * ratio_BT, -advantages_BT * ratio_BT.clamp(1 - clip, 1 + clip))
             surrogate_B = loss_BT.where(mask_BT, 0).sum(dim=1)
             kl_B = 0.5 * (logprobs_BT - reference_BT).where(mask_BT, 0).sum(dim=1).square()
-            loss = ((surrogate_B + beta * kl_B) / lengths_B).mean()
+            loss = (surrogate_B / lengths_B).mean() + beta * kl_B.sum() / lengths_B.sum()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -18,12 +18,15 @@ def step(rows: Sequence[Row], chosen: dict[str, Any], longest: int) -> float:
     bound, how, level = chosen["dual_clip"] or math.inf, chosen["aggregation"], chosen["ratio"]
     tokens = [[(new, old, advantage) for new, old, _, advantage, _ in row] for row in rows]
     total = losses.policy(tokens, chosen["surrogate"], level, how, low, high, bound, chosen["penalty_coef"], longest)
+    sizes = [len(row) for row in rows]
+    mass = sum(len(row) * weight(rows, row, how, longest) for row in rows)
+    response = mass / (len(rows) if level == "trajectory" else sum(sizes))  # all responses alike
     for row in rows:
         one = weight(rows, row, how, longest)
         strength = len(row) if level == "trajectory" else 1  # what one unit of its advantage moves a token's logit
         gaps = [new - ref for new, _, ref, _, _ in row]
         if chosen["kl_loss"] == "k2":
-            total += chosen["kl_coef"] * strength * one * sum(gaps) ** 2 / 2
+            total += chosen["kl_coef"] * response * sum(gaps) ** 2 / 2
         if chosen["kl_loss"] == "k3":
             total += chosen["kl_coef"] * strength * one * sum(math.exp(-gap) - 1 + gap for gap in gaps)
         total -= chosen["entropy_coef"] * one * sum(entropy for *_, entropy in row)

@@ -136,7 +136,8 @@ def aggregation_weights(mask_BT: Tensor, how: Aggregation, *, max_tokens: int) -
 def importance_weights(old_logprobs_BT: Tensor, sampled_logprobs_BT: Tensor, mask_BT: Tensor, *, cap: float) -> Tensor:
     """min(π_old,t / π_sampler,t, cap), detached: what a sampler that differs from the trainer owes each token.
 
-    Shapes: [B, T] → [B, T], 1 where a token does not count. Multiply the aggregation weights by it.
+    Shapes: [B, T] → [B, T], 1 where a token does not count. Multiply the advantages by it: KL and entropy then keep
+    their weight.
     Source: truncated importance sampling, Ionides 2008; for samplers apart from trainers, Yao et al. 2025.
     """
     return log_ratio(old_logprobs_BT, sampled_logprobs_BT, mask_BT).detach().exp().clamp(max=cap)

@@ -30,9 +30,14 @@ def importance_weighted(
 
 
 def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, kl_coef: float) -> dict[str, float]:
-    """Gradient of one optimizer step: Σ w·(surrogate + β·KL − entropy bonus), a micro-batch at a time."""
+    """Gradient of one optimizer step: Σ w·(surrogate + β·KL − entropy bonus), a micro-batch at a time.
+
+    Where nothing but advantages has a gradient, episodes without one are left out, and the metrics are of the others.
+    """
     longest = config.sampling.max_new_tokens
     weights_BR = policy_loss.aggregation_weights(batch.mask_BR, config.aggregation, max_tokens=longest)
+    counted = batch.mask_BR.any(1) if config.ratio == "trajectory" else batch.mask_BR
+    response_weight = weights_BR.sum() / counted.sum()
     batch = batch.weighted(weights_BR)
     if config.kl_loss is None and not config.entropy_coef and config.surrogate != "penalty":
         batch = batch.take(batch.with_signal())  # the others' gradient is 0, and the denominators are fixed by now
@@ -57,7 +62,7 @@ def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, 
             drift_coef=config.penalty_coef,
         )
         if config.kl_loss is not None:
-            loss = loss + kl_coef * kl_loss(scored.logprobs_BR, rows, config)
+            loss = loss + kl_coef * kl_loss(scored.logprobs_BR, rows, config, response_weight)
         if scored.entropy_BR is not None:
             bonus = policy_loss.entropy_loss(scored.entropy_BR, rows.mask_BR, rows.weights_BR)
             loss = loss + config.entropy_coef * bonus
@@ -72,15 +77,18 @@ def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, 
     }
 
 
-def kl_loss(logprobs_BR: Tensor, rows: Experience, config: SamplingStageConfig) -> Tensor:
-    """KL to the reference as a loss: k2 of whole responses, or k3 token by token, weighed as the surrogate's gradient.
+def kl_loss(
+    logprobs_BR: Tensor, rows: Experience, config: SamplingStageConfig, response_weight: float | Tensor
+) -> Tensor:
+    """KL to the reference as a loss: k2 of whole responses, or k3 token by token, on the scale of the surrogate.
 
-    A trajectory's ratio stands at each of its tokens: its gradient counts |y| times over, and so must the KL.
+    Every response's k2 counts alike, for as much as a token of the surrogate does on average: weighed by 1/|y|, as the
+    surrogate may be, its gradient would not be that of the KL. A trajectory's ratio stands at each of its tokens: its
+    gradient counts |y| times over, and so must the KL.
     """
+    if config.kl_loss == "k2":
+        return response_weight * sequence_k2(logprobs_BR, rows.reference_BR, rows.mask_BR).sum()
     weights_BR = rows.weights_BR
     if config.ratio == "trajectory":
         weights_BR = weights_BR * rows.mask_BR.sum(dim=1, keepdim=True)
-    if config.kl_loss == "k3":
-        return (weights_BR * token_k3(logprobs_BR, rows.reference_BR, rows.mask_BR)).sum()
-    weights_B = weights_BR.amax(dim=1)  # every aggregation weighs the tokens of one response alike
-    return (weights_B * sequence_k2(logprobs_BR, rows.reference_BR, rows.mask_BR)).sum()
+    return (weights_BR * token_k3(logprobs_BR, rows.reference_BR, rows.mask_BR)).sum()

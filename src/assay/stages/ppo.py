@@ -120,7 +120,7 @@ def update(
 
 
 def value_step(batch: Experience, roles: PPORoles, config: PPOConfig) -> dict[str, float]:
-    """Gradient of the clipped value loss over one minibatch."""
+    """Gradient of the clipped value loss over one minibatch; what is logged as loss is not clipped."""
     total = int(batch.mask_BR.sum())
     sums: dict[str, Tensor] = {}
     for rows in batch.parts(roles.value.budget, config.micro_batch_size):
@@ -133,7 +133,7 @@ def value_step(batch: Experience, roles: PPORoles, config: PPOConfig) -> dict[st
             total=total,
         )
         loss.backward()
-        loop.add_to(sums, {"loss": loss.detach(), **measured})
+        loop.add_to(sums, measured)
     return {"val/loss": sums["error"].item() / 2, "val/clipfrac_avg": sums["clipfrac"].item()}
 
 

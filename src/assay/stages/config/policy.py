@@ -77,8 +77,9 @@ class SamplingStageConfig(TrainingConfig):
     kl_final: NonNegativeFloat | None = Field(default=None, description="β goes in a line from kl_coef to this")
     kl_loss: Literal["k2", "k3"] | None = Field(
         default=None,
-        description="KL as a term of the loss, not of the reward: k2 of the whole response has the right gradient (in "
-        "the first step of a batch exactly); k3 per token, as GRPO was published, has not (2506.09477)",
+        description="KL as a term of the loss, not of the reward: k2 of the whole response, all responses alike, has "
+        "the right gradient (in the first step of a batch exactly); k3 per token, as GRPO was published, has not "
+        "(2506.09477)",
     )
     kl_stop: PositiveFloat | None = Field(
         default=0.1, description="inner epochs stop once KL(old ‖ new) per token exceeds this"

@@ -21,7 +21,7 @@ from assay.data.render import Renderer
 from assay.models.config import LoraConfig, Template
 from assay.pipeline.architecture import Architectures
 from assay.pipeline.graph import Node
-from assay.pipeline.rehearsal import Model, Rates, held, taken
+from assay.pipeline.rehearsal import MAPPED, Model, Rates, held, taken
 from assay.pipeline.steps import Step
 from assay.pipeline.workload import Decode, Pass, Role, Task, Work, Workload
 from assay.stages.config import (
@@ -181,8 +181,11 @@ class Estimator:
         kept = weights + MOMENTS * changed + best
         checkpoint = (1 + MOMENTS) * changed + best  # a copy of all that, on its way to the disk
         passing = [self._passing(step, config, task) for task in self._largest(step, config, work.tasks)]
-        decoding = [self._decoding(step, config, task) for task in work.tasks if isinstance(task, Decode)]
-        return kept + max([checkpoint, *passing, *decoding])
+        decoding, left = (
+            max((of(step, config, task) for task in work.tasks if isinstance(task, Decode)), default=0)
+            for of in (self._decoding, self._left_over)
+        )
+        return kept + max(checkpoint, decoding, max(passing, default=0) + left)
 
     def _largest(self, step: Step, config: Any, tasks: Sequence[Task]) -> Iterator[Pass]:
         """The passes that may hold most: of those alike the largest; a reading one only beyond all learning."""
@@ -206,10 +209,19 @@ class Estimator:
         return self._held[key]
 
     def _decoding(self, step: Step, config: Any, task: Decode) -> int:
+        """Key-value caches, and the logits of a token."""
         model = self._model(step, task.role, config)
         assert model is not None
-        layer = taken(task.rows * task.columns * model.cache_bytes // model.blocks, model.heap)
-        return DRAWN * task.rows * model.vocabulary * 4 + CACHES * model.blocks * layer
+        tensor = task.rows * task.columns * model.cache_bytes // (2 * model.blocks)
+        drawn = DRAWN * task.rows * model.vocabulary * 4
+        return drawn + CACHES * 2 * model.blocks * taken(tensor, model.heap)
+
+    def _left_over(self, step: Step, config: Any, task: Decode) -> int:
+        """What decoding leaves in the heap: pieces into which the larger tensors of a micro-batch do not fit."""
+        model = self._model(step, task.role, config)
+        assert model is not None
+        tensor = task.rows * task.columns * model.cache_bytes // (2 * model.blocks)
+        return self._decoding(step, config, task) if tensor < MAPPED and self.device == "cpu" else 0
 
     # Time, in seconds
 

@@ -22,7 +22,7 @@ export HF_HUB_OFFLINE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare
-.PHONY: bench bench-quick bench-quality bench-scaling bench-data preflight
+.PHONY: bench bench-quick bench-where bench-quality bench-scaling bench-data preflight
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -79,6 +79,9 @@ bench: $(VENV)/.installed ## race TRL and transformers with the same work, DATA=
 
 bench-quick: $(VENV)/.installed ## the same with the smallest model, one step, one round: .bench/bench.md
 	$(BIN)/python -m bench.race --data '$(DATA)' --shapes llama --steps 1 --rounds 1 --results .bench
+
+bench-where: $(VENV)/.installed ## where Assay's time goes in the races, DATA=folder of HH-RLHF: docs/results/bench_where.md
+	$(BIN)/python -m bench.race.where --data '$(DATA)'
 
 bench-quality: $(VENV)/.installed ## race TRL's PPO to a win rate of 80 % on the embedded world: docs/results/quality.md
 	$(BIN)/python -m bench.race.quality

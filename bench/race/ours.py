@@ -137,17 +137,17 @@ def seconds_of_iterations(ctx: Stopwatch, job: Job) -> float:
     return sum(job["batch"] / metrics["train/episodes_per_s"] for metrics in ctx.logged)
 
 
+RUNS = {
+    "reward": train_reward,
+    "reward_lora": train_reward,
+    "dpo": train_dpo,
+    "sft": train_sft,
+    "grpo": train_group,
+    "rloo": train_group,
+    "ppo": train_ppo,
+    "generate": generate,
+}
+
 if __name__ == "__main__":
     precision.bf16_speedup_on_cpu = lambda: 1.0  # fp32 on both sides, also where a CPU has units for bf16
-    side.run(
-        {
-            "reward": train_reward,
-            "reward_lora": train_reward,
-            "dpo": train_dpo,
-            "sft": train_sft,
-            "grpo": train_group,
-            "rloo": train_group,
-            "ppo": train_ppo,
-            "generate": generate,
-        }
-    )
+    side.run(RUNS)

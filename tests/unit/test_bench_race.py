@@ -11,7 +11,7 @@ import pytest
 import torch
 from bench import scaling
 from bench.peers import side
-from bench.race import page, work
+from bench.race import page, where, work
 from bench.race.context import Stopwatch
 from bench.race.races import RACES
 from bench.race.sides import ENVIRONMENTS
@@ -119,6 +119,31 @@ def test_both_sides_can_run_every_race() -> None:
         assert race.name in (Path(work.common.ROOT) / f"bench/peers/{race.script}.py").read_text()
         assert f'"{race.name}"' in (Path(work.common.ROOT) / "bench/race/ours.py").read_text()
         assert race.steps * race.prompts <= work.ROWS
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::addmm", "products"),
+        ("aten::baddbmm", "attention"),
+        ("BlockAttentionBackward", "attention"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("aten::copy_", "moving"),
+        ("aten::_log_softmax", "softmax of the head"),
+        ("aten::_fused_adamw_", "optimizer"),
+        ("aten::mul", "elementwise"),
+    ],
+)
+def test_every_operation_has_its_kind(operation: str, kind: str) -> None:
+    assert where.kind_of(operation) == kind
+
+
+def test_what_no_operation_accounts_for_is_outside() -> None:
+    assert where.shares_of({"products": 6.0, "elementwise": 1.0}, 10.0) == {
+        "products": 0.6,
+        "elementwise": 0.1,
+        "outside": pytest.approx(0.3),
+    }
 
 
 @pytest.mark.parametrize(

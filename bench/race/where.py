@@ -1,0 +1,100 @@
+"""Where Assay's time goes in the races: the share of each kind of operation, as torch's profiler sees it.
+
+    make bench-where          →  docs/results/bench_where.md
+
+One step of every race that is asked for, after one to warm up, in the same settings as `make bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from bench import common
+from bench.race import ours, work
+from bench.race.__main__ import SHARED
+from bench.race.races import RACES, Race
+from bench.race.sides import THREADS
+from torch.profiler import ProfilerActivity, profile
+
+from assay.models import precision
+
+KINDS = {
+    "products": r"aten::(mm|addmm|addmm_|linear|_int_mm)$",
+    "attention": r"attention|Attention|aten::(bmm|baddbmm|_softmax|_softmax_backward_data)$",
+    "moving": r"aten::(copy_|cat|index|index_select|index_put_|_index_put_impl_|fill_|zero_|gather|slice|clone)$",
+    "softmax of the head": r"aten::(_log_softmax|logsumexp|exp_|exp|cumsum)$",
+    "optimizer": r"adam|Adam|_foreach|linalg_vector_norm",
+}
+"""Kind → what the names of its operations match; the first that does counts. All else is elementwise."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/hh-rlhf"), help="the folder of HH-RLHF files")
+    parser.add_argument("--only", nargs="+", choices=[race.name for race in RACES], default=[r.name for r in RACES])
+    parser.add_argument("--shapes", nargs="+", choices=list(work.SHAPES), default=["gpt2", "llama"])
+    parser.add_argument("--results", type=Path, default=common.RESULTS)
+    asked = parser.parse_args()
+
+    common.two_cores()
+    torch.set_num_threads(THREADS)
+    precision.bf16_speedup_on_cpu = lambda: 1.0
+    facts = common.origin(shlex.join(["python", "-m", "bench.race.where", *sys.argv[1:]]))
+    rows = []
+    for shape in asked.shapes:
+        folder = work.prepare(shape, asked.data)
+        for race in RACES:
+            if race.name in asked.only:
+                seconds, shares = kinds(replace(race, steps=1), folder)
+                rows.append([work.TITLES[shape], race.title, f"{seconds:.2f}", *(f"{s:.0%}" for s in shares.values())])
+                print(*rows[-1], file=sys.stderr)
+    header = ["", "", "seconds", *KINDS, "elementwise", "outside of operations"]
+    text = f"# Where the time goes\n\n{common.origin_text(facts)}\n{common.table(header, rows)}\n{NOTES}"
+    common.write(asked.results / "bench_where.md", text)
+
+
+def kinds(race: Race, folder: Path) -> tuple[float, dict[str, float]]:
+    """Seconds of one step of our side under the profiler, and the share of every kind of operation."""
+    found = [json.loads(row) for row in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = found[: race.prompts]
+    with tempfile.TemporaryDirectory() as scratch:
+        policy = folder / ("counting" if race.samples else "policy")
+        job = {**SHARED, **race.job(), "policy": str(policy), "reward": str(folder / "reward"), "scratch": scratch}
+        ours.RUNS[race.name](job, rows)
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            began = time.perf_counter()
+            ours.RUNS[race.name](job, rows)
+            seconds = time.perf_counter() - began
+    spent = dict.fromkeys([*KINDS, "elementwise"], 0.0)
+    for operation in seen.key_averages():
+        spent[kind_of(operation.key)] += operation.self_cpu_time_total / 1e6
+    return seconds, shares_of(spent, seconds)
+
+
+def kind_of(operation: str) -> str:
+    return next((kind for kind, names in KINDS.items() if re.search(names, operation)), "elementwise")
+
+
+def shares_of(spent: Mapping[str, float], seconds: float) -> dict[str, float]:
+    """Of the wall clock; what no operation accounts for is Python, loading and saving."""
+    shares = {kind: some / seconds for kind, some in spent.items()}
+    return shares | {"outside": max(0.0, 1 - sum(shares.values()))}
+
+
+NOTES = """\
+Loading and saving are inside here, and are not in the races; the profiler itself costs some percent. Products are those
+with weights; attention is its own products and softmax. `make bench` says what products alone would take at the peak.
+"""
+
+if __name__ == "__main__":
+    main()

@@ -167,9 +167,9 @@ def test_the_page_of_over_optimisation_takes_a_side_only_where_the_interval_does
     page = overoptimisation.page({"minutes": 1, "seeds": [0, 1], "prompts": 64, "answers": 256}, studies)
     assert "one model: the truth is best at d = 0.64 (0.61 to 0.67)" in page  # exp(α − 1) for α of 0.55, 0.5, 0.6
     assert "and turns there; farthest out the proxy has gained +6.00 σ" in page
-    assert "ensemble, mean helps at d = 3.00: truth +0.90 (+0.60 to +1.20) σ" in page
+    assert "ensemble, mean is better in every seed at d = 3.00: truth +0.90 (+0.60 to +1.20) σ" in page
     assert "ensemble, worst is not told from one model at d = 3.00: truth +0.15 (-0.30 to +0.60) σ" in page
-    assert "ensemble, mean − σ hurts at d = 3.00: truth -0.45 (-0.60 to -0.30) σ" in page
+    assert "ensemble, mean − σ is worse in every seed at d = 3.00: truth -0.45 (-0.60 to -0.30) σ" in page
     assert overoptimisation.picture(studies).startswith("<?xml")
     kept = overoptimisation.as_json({}, studies)["PPO"]
     assert kept["found"]["mean: truth α"] == pytest.approx([0.85, 0.8, 0.9])

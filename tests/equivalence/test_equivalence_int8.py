@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tests import tiny
+from tests.equivalence.test_equivalence_generation import PROMPTS
 
 from assay import rng
 from assay.data.pack import collate
@@ -16,17 +17,7 @@ from assay.rollout.collect import pad
 from assay.rollout.config import SamplingParams
 from assay.rollout.engine import Engine
 from assay.rollout.sampler import Generation
-from assay.types import Prompt
 
-PROMPTS = [
-    Prompt.ask(text)
-    for text in (
-        "what time is it?",
-        "could you help me, please? the quick brown fox jumps over a lazy dog",
-        "no",
-        "yes!",
-    )
-]
 PARAMS = SamplingParams(max_new_tokens=24, temperature=0.8)
 
 

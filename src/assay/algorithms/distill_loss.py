@@ -11,10 +11,10 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  (the name everyone uses)
 from torch.utils.checkpoint import checkpoint
 
 from assay.algorithms.logprobs import CHUNK
+from assay.algorithms.product import linear
 
 Divergence: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Log-probabilities of student and teacher, [..., V] each, to nats, [...]."""
@@ -83,5 +83,5 @@ def _token_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, size: i
     """[C, D] → [C, V] over the first `size` tokens."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
-        logits = F.linear(hidden.to(dtype), weight[:size].to(dtype), None if bias is None else bias[:size].to(dtype))
+        logits = linear(hidden.to(dtype), weight[:size].to(dtype), None if bias is None else bias[:size].to(dtype))
     return (logits / temperature).log_softmax(-1)

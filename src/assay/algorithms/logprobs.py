@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F  # noqa: N812  (the name everyone uses)
 
 from assay.algorithms.masked import masked_mean
+from assay.algorithms.product import product
 
 CHUNK = 256
 """Rows of logits alive at once: enough to keep the matrix product busy, little enough to stay in a CPU's cache."""
@@ -78,7 +78,9 @@ class _ChunkedLogprobs(Function):
             if with_entropy:
                 entropy_N[rows] = logprobs.exp().mul_(logprobs).sum(dim=-1).neg_()
             if slope_ND is not None:
-                slope_ND[rows] = ((weight[ids_N[rows]] - logprobs.exp_() @ weight) / temperature).to(hidden_ND.dtype)
+                slope_ND[rows] = ((weight[ids_N[rows]] - product(logprobs.exp_(), weight.T)) / temperature).to(
+                    hidden_ND.dtype
+                )
         kept = (slope_ND,) if ctx.on_the_way else (hidden_ND, weight_VD, bias_V, ids_N, entropy_N)
         ctx.save_for_backward(*kept)
         ctx.temperature, ctx.chunk, ctx.with_entropy = temperature, chunk, with_entropy
@@ -109,7 +111,7 @@ class _ChunkedLogprobs(Function):
                 grad.mul_(-outer)
             grad.scatter_add_(1, ids_N[rows, None], outer).div_(ctx.temperature)
             if grad_hidden is not None:
-                grad_hidden[rows] = (grad @ weight).to(hidden_ND.dtype)
+                grad_hidden[rows] = product(grad, weight.T).to(hidden_ND.dtype)
             if grad_weight is not None:
                 grad_weight.addmm_(grad.T, hidden)
             if grad_bias is not None:
@@ -123,5 +125,5 @@ def _chunks(length: int, size: int) -> list[slice]:
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
     with torch.autocast(hidden.device.type, enabled=False):
-        logits = F.linear(hidden, weight, bias)
+        logits = product(hidden, weight, bias)
     return logits if temperature == 1 else logits.div_(temperature)

@@ -22,7 +22,6 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
-from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActivation
 
 from assay.data.forest import Forest
 from assay.data.pack import TokenBatch, collate
@@ -31,6 +30,7 @@ from assay.errors import ModelError
 from assay.models import tree_attention
 from assay.models.adapters import Adapters
 from assay.models.checkpoint import writing
+from assay.models.faster import use_faster_kernels
 from assay.models.precision import compute_dtype, weight_dtype
 from assay.models.reading_on import read_on
 
@@ -53,7 +53,7 @@ class Backbone:
         self.device = device
         self._compute = compute_dtype(device, model.num_parameters())
         self._takes_positions = "position_ids" in inspect.signature(self.trunk.forward).parameters
-        fuse_activations(model)
+        use_faster_kernels(model)
         in_fp32 = torch.device(device).type == "cpu" and self._compute == torch.float32
         if in_fp32 and model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(tree_attention.NAME)
@@ -307,14 +307,6 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
     for layer in filter(None, layers):
         weight = layer.get_parameter("weight")
         weight[old:] = weight[:old].mean(0)
-
-
-def fuse_activations(model: nn.Module) -> None:
-    """GELU's tanh form, which GPT-2 and its kin spell out in eight passes over memory, as one operation."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation | FastGELUActivation):
-                setattr(module, name, GELUTanh())
 
 
 def drop_dropout(model: nn.Module) -> None:

@@ -15,8 +15,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F  # noqa: N812  (the name everyone uses)
 from transformers.pytorch_utils import Conv1D
+
+from assay.algorithms.product import product
 
 
 def fuse(layer: LoraLayer) -> None:
@@ -47,7 +48,7 @@ class _LoraLinear(Function):
     ) -> Tensor:
         x_NI = x.flatten(0, -2)
         low_NR = x_NI @ down_RI.T
-        y_NO = F.linear(x_NI, weight_OI, bias_O).addmm_(low_NR, up_OR.T, alpha=scale)
+        y_NO = product(x_NI, weight_OI, bias_O).addmm_(low_NR, up_OR.T, alpha=scale)
         ctx.save_for_backward(x_NI, weight_OI, down_RI, up_OR, low_NR)
         ctx.scale, ctx.shape = scale, x.shape
         return y_NO.view(*x.shape[:-1], -1)
@@ -59,7 +60,7 @@ class _LoraLinear(Function):
         needs_x, _, _, needs_down, needs_up, _ = ctx.needs_input_grad
         grad_NO = grad.flatten(0, -2)
         grad_low_NR = (grad_NO @ up_OR).mul_(ctx.scale)
-        grad_x = (grad_NO @ weight_OI).addmm_(grad_low_NR, down_RI).view(ctx.shape) if needs_x else None
+        grad_x = product(grad_NO, weight_OI.T).addmm_(grad_low_NR, down_RI).view(ctx.shape) if needs_x else None
         grad_down = grad_low_NR.T @ x_NI if needs_down else None
         grad_up = (grad_NO.T @ low_NR).mul_(ctx.scale) if needs_up else None
         return grad_x, None, None, grad_down, grad_up, None

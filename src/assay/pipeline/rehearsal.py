@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from assay.algorithms.logprobs import token_logprobs
+from assay.algorithms.product import product
 from assay.models.backbone import Backbone, drop_dropout, quiet_transformers
 from assay.models.config import LoraConfig
 from assay.models.precision import bf16_speedup_on_cpu, compute_dtype, weight_dtype
@@ -337,7 +338,7 @@ class Rates:
         drawing = self._once(("draw", rows), lambda: draw(logits, SamplingParams(), uniform))
         weight = head_weight(self.backbone).detach().float()
         states = torch.zeros(rows, weight.shape[1], device=self.model.device)
-        logits_s = self._once(("logits", rows), lambda: torch.nn.functional.linear(states, weight))
+        logits_s = self._once(("logits", rows), lambda: product(states, weight))
         trunk = self._in_all(("decode", rows, columns), self._decoding(rows, columns))
         return trunk + drawing + logits_s * self.model.vocabulary / len(weight)
 

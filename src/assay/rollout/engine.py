@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  (the name everyone uses)
 
+from assay.algorithms.product import product
 from assay.data.pack import collate
 from assay.data.render import Renderer, Row
 from assay.errors import UsageError
@@ -175,7 +175,9 @@ class Engine:
             if int8 and fits(weight):
                 yield Int8Linear.of(weight, bias)
             else:
-                yield functools.partial(F.linear, weight=weight.float(), bias=None if bias is None else bias.float())
+                yield functools.partial(
+                    product, weight_OI=weight.float(), bias_O=None if bias is None else bias.float()
+                )
 
     def _decode(self, samples: Sequence[Sample], params: SamplingParams, head: Head) -> None:
         """Fill in the samples; those with the longest prompts come first."""

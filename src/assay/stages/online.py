@@ -31,6 +31,9 @@ from assay.stages.config.policy import SamplingStageConfig
 from assay.stages.context import Progress, RunContext, StageInputs
 from assay.types import Prompt
 
+EXACT = 1e-5
+"""Nats within which two log-probabilities of a token are the same number, rounded in another order."""
+
 
 @dataclass
 class State:
@@ -46,6 +49,8 @@ class State:
     value_loss_first: float = 0.0
     first_ratio_error: float | None = None
     """Before any policy update there is none."""
+    sampler_exact: bool = False
+    """Whether the sampler's log-probabilities were the trainer's own when last compared."""
     sampler_error: float = 0.0
     sampler_kl: float = 0.0
     kl_z_min: float = 0.0
@@ -64,8 +69,8 @@ class State:
         self.seconds += episodes / measured["train/episodes_per_s"]
         if "policy/ratio_first_error" in measured:
             self.first_ratio_error = max(self.first_ratio_error or 0.0, measured["policy/ratio_first_error"])
-        self.sampler_error = max(self.sampler_error, measured["val/sampler_error"])
-        self.sampler_kl = max(self.sampler_kl, measured["val/sampler_kl"])
+        self.sampler_error = max(self.sampler_error, measured.get("val/sampler_error", 0.0))
+        self.sampler_kl = max(self.sampler_kl, measured.get("val/sampler_kl", 0.0))
         self.kl_z_min = min(self.kl_z_min, measured["objective/kl_z"])
 
 
@@ -91,9 +96,16 @@ class Online:
         self.before = self.sample(self.validation, "validation")  # the policy still is the SFT model
         self.before_test = self.sample(self.test, "test")
         self.start, self.best, saved = loop.restore(ctx, optimizers)
-        self.state = State(**saved) if saved else State(kl_coef=config.kl_coef)
+        self.state = State(**saved) if saved else self._fresh_state()
         self.penalty = kl_controller(config, self.state.kl_coef, self.start)
         self.began = time.perf_counter()
+
+    def _fresh_state(self) -> State:
+        """Before training the policy is its own reference: each sample has been read by sampler and trainer."""
+        sampled, mask_BR = self.before, self.before.mask_BR
+        error = policy_loss.mismatch(sampled.logprobs_BR, sampled.reference_BR, mask_BR)["error"].item()
+        exact = self.config.rollout_weights == "trained" and error <= EXACT
+        return State(self.config.kl_coef, sampler_exact=exact, sampler_error=error)
 
     def sample(self, prompts: Sequence[Prompt], *purpose: str | int) -> Rollouts:
         """One response to each prompt, scored, with the reference's log-probabilities.
@@ -121,6 +133,7 @@ class Online:
             if self.config.patience and self.best.evaluations_since >= self.config.patience:
                 return  # asked here, not after the yield: a run that was killed on its last page must not go on either
             self.began = time.perf_counter()
+            self.compares = not self.state.sampler_exact or (iteration + 1) % self.config.evaluate_every == 0
             yield iteration
 
     def prompts(self, iteration: int, count: int) -> list[Prompt]:
@@ -129,20 +142,11 @@ class Online:
 
     def observe(self, rollouts: Rollouts) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
         """Scores in the unit of reward [B], old log-probabilities and their k1 to the reference [B, R], and metrics."""
-        config, policy, mask_BR = self.config, self.roles.policy, rollouts.mask_BR
+        mask_BR = rollouts.mask_BR
         scores_B = self.scores(rollouts)
-        with torch.no_grad():  # once more by the path that is trained: the sampler's cache adds its own rounding
-            old_BR = collect.over_rows(
-                lambda batch: policy.logprobs(batch, temperature=config.sampling.temperature).logprobs_BR,
-                rollouts.rows,
-                policy.pad_id,
-                mask_BR.device,
-                policy.budget,
-                config.micro_batch_size,
-            )
+        old_BR, compared_with_sampler = self.old_logprobs(rollouts)
         kl_BR = k1(old_BR, rollouts.reference_BR)
         kl_B = sequence_kl(kl_BR, mask_BR)
-        mismatch = policy_loss.mismatch(rollouts.logprobs_BR, old_BR, mask_BR)
         return (
             scores_B,
             old_BR,
@@ -154,13 +158,35 @@ class Online:
                 "objective/kl_z": (kl_B.mean() / (kl_B.std() / len(kl_B) ** 0.5).clamp_min(1e-9)).item(),
                 "objective/kl_coef": self.penalty.coef,
                 "objective/entropy": -masked.masked_mean(old_BR, mask_BR).item(),  # E[−log π] is the entropy
-                **{f"val/sampler_{name}": apart.item() for name, apart in mismatch.items()},
+                **compared_with_sampler,
                 "lengths/response_mean": mask_BR.sum(1).float().mean().item(),
                 "lengths/truncated": 1 - rollouts.finished_B.float().mean().item(),
                 "lengths/empty": rollouts.empty_B.float().mean().item(),
                 "text/repetition": rollouts.repetition(),
             },
         )
+
+    def old_logprobs(self, rollouts: Rollouts) -> tuple[Tensor, dict[str, float]]:
+        """What the ratios of this iteration's updates start from, [B, R], and how far the sampler is from it.
+
+        The sampler's own numbers where they were the trainer's when last compared; else, and with every evaluation,
+        the path that is trained reads the samples once more, for a cache adds its own rounding.
+        """
+        config, policy, mask_BR = self.config, self.roles.policy, rollouts.mask_BR
+        if not self.compares:
+            return rollouts.logprobs_BR, {}
+        with torch.no_grad():
+            old_BR = collect.over_rows(
+                lambda batch: policy.logprobs(batch, temperature=config.sampling.temperature).logprobs_BR,
+                rollouts.rows,
+                policy.pad_id,
+                mask_BR.device,
+                policy.budget,
+                config.micro_batch_size,
+            )
+        mismatch = policy_loss.mismatch(rollouts.logprobs_BR, old_BR, mask_BR)
+        self.state.sampler_exact = config.rollout_weights == "trained" and mismatch["error"].item() <= EXACT
+        return old_BR, {f"val/sampler_{name}": apart.item() for name, apart in mismatch.items()}
 
     def scores(self, rollouts: Rollouts) -> Tensor:
         """Scores in the unit of reward, which the SFT policy's own first scores set, [B]."""

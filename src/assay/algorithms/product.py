@@ -1,0 +1,82 @@
+"""x·Wᵀ + b in fp32 by the faster of the two libraries that torch carries for it.
+
+torch multiplies fp32 matrices by MKL. On AMD's processors with AVX-512 that is half to three quarters as fast as
+oneDNN, by which torch's compiler multiplies (`mkldnn::_linear_pointwise`), and so do products of some size here. Which
+it is follows from the processor and the shapes, never from a measurement: a run that goes on rounds as it began.
+Shapes: x […, I], W [O, I], b [O] → […, O].
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F  # noqa: N812  (the name everyone uses)
+
+SMALL = 2**23
+"""Multiplications below which oneDNN's preparations cost more than they save."""
+
+
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """x·Wᵀ + b, as `torch.nn.functional.linear`, with gradients of the first order."""
+    if not _by_onednn(x, weight_OI):
+        return F.linear(x, weight_OI, bias_O)
+    if torch.is_grad_enabled() and (x.requires_grad or weight_OI.requires_grad):
+        return _Linear.apply(x, weight_OI, bias_O)
+    return _onednn(x, weight_OI, bias_O)
+
+
+def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """The same where no gradient is asked for; either matrix may be the transpose of something."""
+    return (_onednn if _by_onednn(x, weight_OI) else F.linear)(x, weight_OI, bias_O)
+
+
+class _Linear(Function):
+    """dx = dy·W, dW = dyᵀ·x, db = Σ dy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight_OI)
+        return _onednn(x, weight_OI, bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight_OI = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        grad_NO, x_NI = grad.flatten(0, -2), x.flatten(0, -2)
+        return (
+            product(grad_NO, weight_OI.T).view(x.shape) if needs_x else None,
+            product(grad_NO.T, x_NI.T) if needs_weight else None,
+            grad_NO.sum(0) if needs_bias else None,
+        )
+
+
+def _by_onednn(x: Tensor, weight_OI: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight_OI.dtype == torch.float32
+        and x.numel() * weight_OI.shape[0] >= SMALL
+        and onednn_is_faster()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _onednn(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether this is a processor on which MKL leaves speed behind, and this torch has the other product."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    described = Path("/proc/cpuinfo")
+    name = described.read_text(encoding="utf-8") if described.is_file() else platform.processor()
+    return "AuthenticAMD" in name and torch.backends.cpu.get_cpu_capability().startswith("AVX512")

@@ -1,0 +1,76 @@
+"""Products by torch's other library against sums in float64, with their gradients; which of the two a product takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from assay.algorithms import product
+from assay.algorithms.product import linear
+
+
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every product by oneDNN, on whatever processor and however small."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(product, "SMALL", 0)
+    monkeypatch.setattr(product, "onednn_is_faster", lambda: True)
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("transposed", [True, False], ids=["conv1d", "linear"])
+@pytest.mark.parametrize("shape", [(5,), (2, 3), (1, 1), (2, 1, 4)])
+def test_values_and_gradients_are_those_of_the_sums(shape: tuple[int, ...], transposed: bool, with_bias: bool) -> None:
+    given = [numbers(*shape, 7), numbers(7, 6, seed=1) if transposed else numbers(6, 7, seed=1)]
+    given += [numbers(6, seed=2)] if with_bias else []
+    fast, slow = (
+        [tensor.detach().to(dtype).requires_grad_() for tensor in given] for dtype in (torch.float32, torch.float64)
+    )
+    upstream = numbers(*shape, 6, seed=3)
+
+    def oriented(weight: torch.Tensor) -> torch.Tensor:
+        return weight.T if transposed else weight
+
+    y = linear(fast[0], oriented(fast[1]), *fast[2:])
+    y.backward(upstream)
+    wanted = (slow[0][..., None, :] * oriented(slow[1])).sum(-1) + sum(slow[2:])
+    wanted.backward(upstream.double())
+    torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=1e-5)
+    for mine, right in zip(fast, slow, strict=True):
+        assert mine.grad is not None
+        assert right.grad is not None
+        torch.testing.assert_close(mine.grad.double(), right.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("onednn")
+def test_only_the_gradients_that_are_asked_for_are_taken() -> None:
+    x, weight, bias = numbers(4, 7).requires_grad_(), numbers(6, 7), numbers(6)
+    linear(x, weight, bias).sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(4, 7))
+    with torch.no_grad():
+        assert not linear(x, weight, bias).requires_grad
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_formats_and_autocast_are_torchs_own(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "_onednn", None)
+    x, weight = numbers(4, 7).to(dtype), numbers(6, 7).to(dtype)
+    assert linear(x, weight).dtype == dtype
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x.float(), weight.float()).dtype == torch.bfloat16
+
+
+def test_small_products_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(product, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(product, "_onednn", lambda x, w, b: asked.append(x.numel() * len(w)))
+    linear(torch.zeros(8, 1024), torch.zeros(1024, 1024))
+    linear(torch.zeros(7, 1024), torch.zeros(1024, 1024))
+    assert asked == [2**23]

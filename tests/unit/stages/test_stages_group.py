@@ -15,7 +15,7 @@ from tests.unit.stages.toy import Memory, run_in_two_parts, same, toy_data, weig
 from assay.data.render import Row
 from assay.rollout.collect import Experience, Rollouts
 from assay.rollout.config import SamplingParams
-from assay.stages import group, ppo
+from assay.stages import group, online, ppo
 from assay.stages.config import GroupConfig, PPOConfig
 from assay.stages.config.policy import METHODS
 from assay.stages.context import StageInputs
@@ -87,6 +87,25 @@ def test_a_policy_learns_and_resumes_from_int8_samples_and_says_how_far_they_are
         assert 1e-8 < row["val/sampler_kl"] < 1e-2
         assert row["val/sampler_kl"] < row["val/sampler_log_ratio"] < 0.5
         assert row["policy/ratio_first_error"] < 1e-5  # the old policy is the trained one, not its copy
+
+
+def test_old_logprobs_are_the_samplers_while_the_two_agree_which_every_evaluation_tries_again(
+    sft_folder: Path, reward_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = StageInputs(toy_data(), str(sft_folder), reward=str(reward_folder))
+    config = config_of("grpo", episodes=240, evaluate_every=2)
+    compared: dict[str, list[int]] = {}
+    for name, tolerance in (("agrees", online.EXACT), ("differs", 0.0)):
+        monkeypatch.setattr(online, "EXACT", tolerance)
+        memory = Memory(tmp_path / name)
+        metrics = group.run(config, inputs, memory)
+        assert 0 < metrics["sampler_error"] < 1e-5
+        compared[name] = [step for step, row in memory.logged.items() if "val/sampler_error" in row]
+    assert compared == {"agrees": [2, 4], "differs": [1, 2, 3, 4, 5]}
+    few, many = weights(tmp_path / "agrees"), weights(tmp_path / "differs")
+    assert not same(few, many)  # rounding
+    for name, tensor in few.items():
+        torch.testing.assert_close(tensor, many[name], rtol=1e-3, atol=1e-4)
 
 
 def test_evaluations_are_of_the_policy_itself_and_not_of_its_int8_copy(

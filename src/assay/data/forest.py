@@ -22,6 +22,8 @@ from torch import Tensor
 
 from assay.data.render import Row
 
+STEP = 32
+"""A long line has a multiple of this many tokens: sizes that come again are memory that is used again."""
 BLOCK = 128
 """Tokens of a block, unless a row has more: large products are quick, small ones compute less in vain."""
 
@@ -53,8 +55,8 @@ class Forest:
     def of(cls, rows: Sequence[Row], *, width: int | None) -> Forest:
         """Lines of at most `width` tokens, or of the longest row's; a tree that is too wide is cut between branches.
 
-        With `width=None` they are made for attention by blocks: one line of everything, without a pad; or, where every
-        tree is small, short lines that attend all at once.
+        With `width=None` they are made for attention by blocks: one line of everything, with few pads at its end; or,
+        where every tree is small, short lines that attend all at once.
         """
         longest = max(len(row.ids) for row in rows)
         if width is None:
@@ -68,7 +70,10 @@ class Forest:
         else:
             trees = list(grown(rows, max(width, longest)))
             lines = fitted([size for size, _ in trees], max(size for size, _ in trees))
-        shape = (len(lines), max(sum(trees[t][0] for t in line) for line in lines))
+        tokens = max(sum(trees[t][0] for t in line) for line in lines)
+        if width is None and tokens > BLOCK:
+            tokens = -(-tokens // STEP) * STEP
+        shape = (len(lines), tokens)
         sources, numbers, branches = np.zeros((3, *shape), dtype=np.int64)
         places = np.zeros((len(rows), longest), dtype=np.int64)
         for number, line in enumerate(lines):

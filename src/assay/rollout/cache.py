@@ -113,15 +113,18 @@ class SlotCache(Cache):
         for layer in self.layers:
             layer.compact(sources, targets, rows)
 
-    def spread(self, places_BW: Tensor, *, room: int) -> SlotCache:
-        """See `SlotLayer.spread`."""
-        return SlotCache([layer.spread(places_BW, room=room) for layer in self.layers])
+    def spread(self, places_BW: Tensor, *, room: int) -> None:
+        """See `SlotLayer.spread`; block by block, so that lines and rows are never all there at once."""
+        for place, layer in enumerate(self.layers):
+            self.layers[place] = layer.spread(places_BW, room=room)
 
-    def rebuilt(self, rows: Tensor, columns: int, others: SlotCache | None, *, room: int) -> SlotCache:
-        """See `SlotLayer.rebuilt`."""
-        theirs = others.layers if others else [None] * len(self.layers)
-        pairs = zip(self.layers, theirs, strict=True)
-        return SlotCache([mine.rebuilt(rows, columns, other, room=room) for mine, other in pairs])
+    def rebuild(self, rows: Tensor, columns: int, others: SlotCache | None, *, room: int) -> None:
+        """See `SlotLayer.rebuilt`; block by block as well, and nothing of `others` is left."""
+        for place, layer in enumerate(self.layers):
+            theirs = others.layers[place] if others else None
+            self.layers[place] = layer.rebuilt(rows, columns, theirs, room=room)
+            if others:
+                others.layers[place] = SlotLayer(0)
 
 
 def check_cacheable(model: PreTrainedModel) -> None:

@@ -87,20 +87,20 @@ class Slots:
         device = self.tokens.device
         sources, targets = (torch.tensor(rows, dtype=torch.long, device=device) for rows in (moved, free))
         self.cache.compact(sources, targets, count)
-        return self._of(order, self.cache, self.mask[torch.tensor(order, device=device)])
+        return self._of(order, self.mask[torch.tensor(order, device=device)])
 
     def exchanged(self, new: Slots | None, params: SamplingParams) -> Slots:
         """Without the rows that have ended and the columns that nobody needs, and with the rows of `new`."""
         rows, device = self.alive, self.tokens.device
         columns = max(self.samples[row].span for row in rows)
         index = torch.tensor(rows, device=device)
-        cache = self.cache.rebuilt(index, columns, new.cache if new else None, room=params.max_new_tokens)
+        self.cache.rebuild(index, columns, new.cache if new else None, room=params.max_new_tokens)
         spans = [sample.span for sample in ([self.samples[row] for row in rows] + (new.samples if new else []))]
-        mask = seen_columns(spans, cache.length, params.max_new_tokens, device)
-        return self._of(rows, cache, mask, new)
+        mask = seen_columns(spans, self.cache.length, params.max_new_tokens, device)
+        return self._of(rows, mask, new)
 
-    def _of(self, rows: list[int], cache: SlotCache, mask: Tensor, new: Slots | None = None) -> Slots:
-        """Some rows, and those of `new`."""
+    def _of(self, rows: list[int], mask: Tensor, new: Slots | None = None) -> Slots:
+        """Some rows, and those of `new`, where the cache has them already."""
         index = torch.tensor(rows, device=self.tokens.device)
 
         def joined(name: str) -> Tensor:
@@ -109,7 +109,7 @@ class Slots:
 
         return Slots(
             [self.samples[row] for row in rows] + (new.samples if new else []),
-            cache,
+            self.cache,
             mask,
             joined("tokens"),
             joined("positions"),
@@ -233,13 +233,14 @@ class Engine:
                 use_cache=True,
             )
             return hidden[:, -1], cache
-        lines = SlotCache.empty(policy.model.config.num_hidden_layers, forest.sources_LW.shape[1])
-        hidden_ND = backbone.lines(batch, forest, policy.adapter, past_key_values=lines, use_cache=True)
+        cache = SlotCache.empty(policy.model.config.num_hidden_layers, forest.sources_LW.shape[1])
+        hidden_ND = backbone.lines(batch, forest, policy.adapter, past_key_values=cache, use_cache=True)
         places_BT, lengths_B = forest.places_BT, batch.attention_mask.sum(1)
         width = places_BT.shape[1]
         tokens_BT = torch.arange(width, device=places_BT.device) - (width - lengths_B)[:, None]  # aligned on the right
         aligned_BT = places_BT.gather(1, tokens_BT.clamp(min=0))
-        return hidden_ND[aligned_BT[:, -1]], lines.spread(aligned_BT, room=room)
+        cache.spread(aligned_BT, room=room)
+        return hidden_ND[aligned_BT[:, -1]], cache
 
     def _step(self, slots: Slots, params: SamplingParams, head: Head) -> None:
         """Run the trunk on the newest tokens, and draw the next one of every row."""

@@ -19,8 +19,10 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812  (the name everyone uses)
 
-SMALL = 2**23
-"""Multiplications below which oneDNN's preparations cost more than they save."""
+LARGE = 2**25
+"""Multiplications from which oneDNN's preparations, made anew for every shape, are worth their time,"""
+WIDE = 2**19
+"""or numbers in a weight, which few rows at a time, of shapes that come again, are multiplied by."""
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -62,7 +64,7 @@ def _by_onednn(x: Tensor, weight_OI: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == weight_OI.dtype == torch.float32
-        and x.numel() * weight_OI.shape[0] >= SMALL
+        and (x.numel() * weight_OI.shape[0] >= LARGE or weight_OI.numel() >= WIDE)
         and onednn_is_faster()
         and not torch.is_autocast_enabled("cpu")
     )

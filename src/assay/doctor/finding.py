@@ -1,0 +1,140 @@
+"""What the doctor says: findings, each with evidence, cause and cure, and the diagnosis that they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["amber", "red"]
+"""Amber: the run may be worse than it could be. Red: what it shows cannot be trusted, or it is broken."""
+Sureness = Literal["possible", "likely", "certain"]
+"""Certain: nothing but this fault does that. Likely: a test at p < 0.001, or several signs. Possible: one sign."""
+Family = Literal["data", "sft", "reward", "policy", "direct", "machine"]
+Verdict = Literal["green", "amber", "red"]
+
+SEVERITIES: tuple[Severity, ...] = ("amber", "red")
+SURENESS: tuple[Sureness, ...] = ("possible", "likely", "certain")
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One way in which RLHF goes wrong."""
+
+    number: int
+    """In the catalogue."""
+    name: str
+    """Its id, and the name of its page in docs/doctor/."""
+    family: Family
+    title: str
+    """What one sees, in a few words."""
+    cause: str
+    """Why, in one sentence."""
+    cure: str
+    """What to change."""
+    brings: tuple[str, ...] = ()
+    """Modes that it brings about: where both are found, this is the cause and they are its consequences."""
+
+    @property
+    def page(self) -> str:
+        return f"docs/doctor/{self.name}.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One mode, seen in one place."""
+
+    mode: Mode
+    where: str
+    """A stage, or a part of the data."""
+    evidence: str
+    """What was seen, in numbers, with their uncertainty where they have one."""
+    severity: Severity = "red"
+    sureness: Sureness = "likely"
+    cause: str = ""
+    """In place of the mode's, where the evidence says more than the mode."""
+    cure: str = ""
+    change: Mapping[str, Any] = field(default_factory=dict)
+    """The cure as settings: configuration key → value."""
+
+    @property
+    def explanation(self) -> str:
+        return self.cause or self.mode.cause
+
+    @property
+    def advice(self) -> str:
+        return self.cure or self.mode.cure
+
+    @property
+    def weight(self) -> tuple[int, int]:
+        """Severity first, sureness second."""
+        return SEVERITIES.index(self.severity), SURENESS.index(self.sureness)
+
+
+@dataclass(frozen=True, slots=True)
+class Unchecked:
+    """A mode that could not be looked for, and why."""
+
+    mode: Mode
+    where: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All that was found, causes before their consequences, and what could not be checked."""
+
+    findings: Sequence[Finding] = ()
+    unchecked: Sequence[Unchecked] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        return max((finding.severity for finding in self.findings), key=SEVERITIES.index) if self.findings else "green"
+
+    @property
+    def causes(self) -> list[Finding]:
+        """Findings that no other explains, the gravest first."""
+        explained = consequences(self.findings)
+        return [finding for finding in self.findings if finding.mode.name not in explained]
+
+    def consequences_of(self, cause: Finding) -> list[Finding]:
+        """What else was found because of it."""
+        reached = reach(cause.mode, {finding.mode.name: finding.mode for finding in self.findings})
+        return [finding for finding in self.findings if finding.mode.name in reached]
+
+
+def diagnosis(findings: Iterable[Finding], unchecked: Iterable[Unchecked] = ()) -> Diagnosis:
+    """Findings in the order in which they should be read: each cause, gravest first, then what follows from it."""
+    found = sorted(findings, key=lambda finding: (*(-w for w in finding.weight), finding.mode.number))
+    given = Diagnosis(found, tuple(unchecked))
+    ordered: dict[int, Finding] = {}
+    for cause in given.causes:
+        for finding in (cause, *given.consequences_of(cause)):
+            ordered.setdefault(id(finding), finding)
+    return Diagnosis(tuple(ordered.values()), given.unchecked)
+
+
+def consequences(findings: Iterable[Finding]) -> set[str]:
+    """Modes that others among these explain. Of two that explain each other the graver is the cause."""
+    found = list(findings)
+    modes = {finding.mode.name: finding.mode for finding in found}
+    weight = {finding.mode.name: finding.weight for finding in reversed(found)}
+    explained: set[str] = set()
+    for mode in modes.values():
+        for name in reach(mode, modes):
+            mutual = mode.name in reach(modes[name], modes)
+            if not mutual or (weight[mode.name], -mode.number) > (weight[name], -modes[name].number):
+                explained.add(name)
+    return explained
+
+
+def reach(mode: Mode, modes: Mapping[str, Mode]) -> set[str]:
+    """Names of the given modes that a mode brings about, by way of others too; never its own."""
+    reached: set[str] = set()
+    waiting = list(mode.brings)
+    while waiting:
+        name = waiting.pop()
+        if name in modes and name not in reached and name != mode.name:
+            reached.add(name)
+            waiting += modes[name].brings
+    return reached

@@ -1,0 +1,105 @@
+"""The log of one stage as detectors read it: metrics over steps, final numbers, configuration. Ours, TRL's or a table.
+
+Names are those of metrics.jsonl, which follow TRL. Numbers that are not finite are kept apart: they are a finding of
+their own, and must not hide what the others show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from assay.doctor.detector import Missing
+from assay.tracking.metrics import MetricsLine
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One metric over steps; finite values only."""
+
+    name: str
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+    not_finite: tuple[int, ...] = ()
+    """Steps at which it was NaN or infinite."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def first(self) -> float:
+        return float(self.values[0])
+
+    @property
+    def last(self) -> float:
+        return float(self.values[-1])
+
+    def tail(self, count: int) -> NDArray[np.float64]:
+        """The last values; all, where there are fewer."""
+        return self.values[-count:]
+
+    def head(self, count: int) -> NDArray[np.float64]:
+        """The first values."""
+        return self.values[:count]
+
+
+@dataclass(frozen=True)
+class Log:
+    """What one stage, or a foreign trainer, has written down."""
+
+    kind: str
+    """ppo, group, preference, reward, sft …"""
+    where: str
+    """The stage's id, or the file."""
+    series: Mapping[str, Series] = field(default_factory=dict)
+    final: Mapping[str, Any] = field(default_factory=dict)
+    """The stage's report: numbers by name, with `_low` and `_high` where they have an interval."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    foreign: bool = False
+    """Written by another trainer: what only we log is then missing, and keys of the cure are not ours."""
+
+    @classmethod
+    def of(cls, kind: str, where: str, lines: Iterable[MetricsLine], **more: Any) -> Log:
+        """From lines of metrics, in the order of their steps."""
+        points: dict[str, list[tuple[int, float]]] = {}
+        for line in lines:
+            for name, value in line.values.items():
+                points.setdefault(name, []).append((line.step, value))
+        return cls(kind, where, {name: _series(name, found) for name, found in points.items()}, **more)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.series and len(self.series[name]) > 0
+
+    def __getitem__(self, name: str) -> Series:
+        """A metric with at least one finite value; `Missing` where there is none."""
+        if name not in self:
+            raise Missing(f"the log has no {name}")
+        return self.series[name]
+
+    def number(self, name: str) -> float:
+        """A final number; `Missing` where there is none."""
+        value = self.final.get(name)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise Missing(f"the report has no {name}")
+        return float(value)
+
+    def setting(self, name: str) -> Any:
+        """A setting by its dotted name; `Missing` where the configuration is unknown."""
+        value: Any = self.config
+        for part in name.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                raise Missing(f"{name} is not among the settings")
+            value = value[part]
+        return value
+
+
+def _series(name: str, points: list[tuple[int, float]]) -> Series:
+    finite = [(step, value) for step, value in points if math.isfinite(value)]
+    steps = np.array([step for step, _ in finite], dtype=np.int64)
+    values = np.array([value for _, value in finite], dtype=np.float64)
+    return Series(name, steps, values, tuple(step for step, value in points if not math.isfinite(value)))

@@ -1,0 +1,88 @@
+"""Causes come first and bring their consequences; what cannot be checked is said; everything else is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from assay.doctor.detector import Detector, Missing, examine
+from assay.doctor.finding import Diagnosis, Finding, Mode, Unchecked, diagnosis
+from assay.doctor.log import Log
+from assay.tracking.metrics import MetricsLine
+
+
+def mode(number: int, name: str, *brings: str) -> Mode:
+    return Mode(number, name, "policy", name.title(), f"{name} is so", f"mend {name}", brings)
+
+
+SPARK, FIRE, SMOKE = mode(1, "spark", "fire"), mode(2, "fire", "smoke", "spark"), mode(3, "smoke")
+RUST = mode(4, "rust")
+
+
+def found(what: Mode, severity: str = "red", sureness: str = "likely") -> Finding:
+    return Finding(what, "ppo", "seen", severity, sureness)  # pyright: ignore[reportArgumentType]
+
+
+def names(findings: list[Finding] | tuple[Finding, ...]) -> list[str]:
+    return [finding.mode.name for finding in findings]
+
+
+def test_a_cause_comes_before_what_it_brings_about_however_grave_that_is() -> None:
+    given = diagnosis([found(SMOKE), found(SPARK, "amber")])
+    assert names(list(given.findings)) == ["smoke", "spark"]  # nothing links them: the graver first
+    given = diagnosis([found(SMOKE), found(FIRE, "amber")])
+    assert names(list(given.findings)) == ["fire", "smoke"]
+    assert names(given.causes) == ["fire"]
+    assert names(given.consequences_of(given.causes[0])) == ["smoke"]
+
+
+def test_consequences_are_followed_through_what_was_found_only() -> None:
+    given = diagnosis([found(SMOKE), found(RUST, "amber"), found(FIRE, sureness="possible"), found(SPARK)])
+    assert names(list(given.findings)) == ["spark", "smoke", "fire", "rust"]
+    assert names(given.causes) == ["spark", "rust"]
+
+
+@pytest.mark.parametrize(("spark", "first"), [("red", "spark"), ("amber", "fire")])
+def test_of_two_that_bring_each_other_about_the_graver_is_the_cause(spark: str, first: str) -> None:
+    given = diagnosis([found(FIRE, "amber", "certain"), found(SPARK, spark)])
+    assert names(given.causes) == [first]
+
+
+def test_the_verdict_is_that_of_the_gravest_finding() -> None:
+    assert diagnosis([]).verdict == "green"
+    assert diagnosis([found(RUST, "amber")]).verdict == "amber"
+    assert diagnosis([found(RUST, "amber"), found(FIRE)]).verdict == "red"
+
+
+def test_what_is_missing_is_unchecked_and_the_rest_is_checked() -> None:
+    def burns(log: Log) -> Iterator[Finding]:
+        yield Finding(FIRE, log.where, f"{log['objective/kl'].last}")
+
+    def rusts(log: Log) -> Iterator[Finding]:
+        yield Finding(RUST, log.where, "brown")
+
+    log = Log.of("ppo", "here", [MetricsLine(1, 0.1, {"objective/kl": float("nan")})])
+    detectors = [Detector((FIRE, SMOKE), ("ppo",), Log, burns), Detector((RUST,), (), Log, rusts)]
+    given = examine([log], detectors)
+    assert names(list(given.findings)) == ["rust"]
+    assert given.unchecked == tuple(Unchecked(m, "here", "the log has no objective/kl") for m in (FIRE, SMOKE))
+    assert log.series["objective/kl"].not_finite == (1,)
+    assert examine([Log("reward", "there")], detectors[:1]) == Diagnosis()
+
+
+def test_a_log_gives_series_numbers_and_settings_or_says_what_it_has_not() -> None:
+    lines = [MetricsLine(step, step / 10, {"a": step * 2.0} | ({"b": 1.0} if step == 3 else {})) for step in (1, 2, 3)]
+    log = Log.of("ppo", "here", lines, final={"n": 5, "word": "x"}, config={"optim": {"learning_rate": 0.1}})
+    assert log["a"].steps.tolist() == [1, 2, 3]
+    assert (log["a"].first, log["a"].last, log["a"].tail(2).tolist(), len(log["b"])) == (2.0, 6.0, [4.0, 6.0], 1)
+    assert log.number("n") == 5
+    assert log.setting("optim.learning_rate") == 0.1
+    for ask in (
+        lambda: log["c"],
+        lambda: log.number("word"),
+        lambda: log.setting("optim.beta"),
+        lambda: log.setting("x"),
+    ):
+        with pytest.raises(Missing):
+            ask()

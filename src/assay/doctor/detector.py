@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar, get_type_hints
 from assay.doctor.finding import Diagnosis, Finding, Mode, Unchecked, diagnosis
 
 
-class Missing(LookupError):
+class Missing(Exception):  # noqa: N818  (no fault of the program: a thing to be told)
     """Something that a detector needs and the evidence has not; the message says what, in words for the user."""
 
 

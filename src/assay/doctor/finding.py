@@ -89,7 +89,8 @@ class Diagnosis:
 
     @property
     def verdict(self) -> Verdict:
-        return max((finding.severity for finding in self.findings), key=SEVERITIES.index) if self.findings else "green"
+        found = {finding.severity for finding in self.findings}
+        return "red" if "red" in found else "amber" if found else "green"
 
     @property
     def causes(self) -> list[Finding]:

@@ -25,7 +25,7 @@ def generate(job: side.Job, rows: side.Rows) -> dict[str, Any]:
     )
     rows = sorted(rows, key=lambda row: len(row["counted_ids"]))  # little of the prompts is padded
     seconds: dict[int, float] = {}
-    for size in BATCH_SIZES:
+    for size in job["batch_sizes"] or BATCH_SIZES:
         began = time.perf_counter()
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
@@ -36,7 +36,7 @@ def generate(job: side.Job, rows: side.Rows) -> dict[str, Any]:
             assert lengths == [row["budget"] for row in batch], "a response did not end where the model counts to"
         seconds[size] = time.perf_counter() - began
     best = min(seconds, key=seconds.__getitem__)
-    return {"seconds": seconds[best], "note": f"batches of {best}"}
+    return {"seconds": seconds[best], "note": f"batches of {best}", "batch": best}
 
 
 if __name__ == "__main__":

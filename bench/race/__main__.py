@@ -4,7 +4,8 @@
     make bench-quick               →  .bench/bench.md: the smallest model, one round; minutes
     python -m bench.race --only dpo --shapes gpt2 --steps 1 --rounds 1 --results .bench          one race alone
 
-Environments, models and rows are made under .bench/ once, and again when what they are made from changes.
+Environments, models and rows are made under .bench/ once, and again when what they are made from changes. A command
+that is given again at the same commit goes on: what the results hold already is not raced again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,20 +53,32 @@ def main() -> None:
     races = [race for race in races if asked.only is None or race.name in asked.only]
     peers = {script: peer(script) for script in {race.script for race in races}}
     folders = {shape: work.prepare(shape, asked.data) for shape in asked.shapes}
-    runs: list[dict[str, Any]] = []
+    runs = earlier(asked.results / "bench.json", facts["commit"])
     for number in range(1, asked.rounds + 1):
         for shape, folder in folders.items():
             for race in races:
-                runs.append({"round": number, "shape": shape, **measure(race, folder, peers[race.script])})
+                before = [run for run in runs if (run["shape"], run["race"]) == (shape, race.name)]
+                if len(before) >= number:
+                    continue
+                longer = replace(race, steps=race.steps * (1 if asked.steps else work.LONGER.get(shape, 1)))
+                # What the peer's first round found to be best it keeps.
+                tuned = {"batch_sizes": [run["peer"]["batch"] for run in before[:1] if "batch" in run["peer"]]}
+                runs.append({"shape": shape, **measure(longer, folder, peers[race.script], tuned)})
                 print(page.line(runs[-1]), file=sys.stderr)
                 # After every race, so that one that is stopped has said what it saw.
-                found = {**facts, "rounds": number, "runs": runs}
+                found = {**facts, "runs": runs}
                 common.write(asked.results / "bench.json", json.dumps(found, indent=1) + "\n")
                 common.write(asked.results / "bench.md", page.page(found))
 
 
-def measure(race: Race, folder: Path, peer: list[str]) -> dict[str, Any]:
-    """Both sides of one race, one after the other."""
+def earlier(results: Path, commit: str) -> list[dict[str, Any]]:
+    """The runs of a command that was stopped, if nothing has changed since."""
+    found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    return found["runs"] if found.get("commit") == commit and not commit.endswith("dirty") else []
+
+
+def measure(race: Race, folder: Path, peer: list[str], tuned: Mapping[str, Any]) -> dict[str, Any]:
+    """Both sides of one race, one after the other; `tuned` are settings of the peer's."""
     rows = [json.loads(row) for row in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = rows[: race.steps * race.prompts]
     weights = json.loads((folder / "shape.json").read_text(encoding="utf-8"))
@@ -81,7 +95,7 @@ def measure(race: Race, folder: Path, peer: list[str]) -> dict[str, Any]:
         "flops": race.useful_flops(rows, weights),
         "peak_flops": peak_flops(),
         "ours": side(OURS, job, folder / "ours"),
-        "peer": side(peer, job, folder / "peer"),
+        "peer": side(peer, {**job, **tuned}, folder / "peer"),
     }
 
 

@@ -83,7 +83,9 @@ def page(found: Mapping[str, Any]) -> str:
         raced = [(race, [run for run in runs if (run["shape"], run["race"]) == (shape, race.name)]) for race in RACES]
         rows = [row(race, shape, of_race) for race, of_race in raced if of_race]
         if rows:
-            tables.append(f"## {title}\n\n{common.table(HEADER, rows)}\n")
+            rounds = sorted({len(of_race) for _, of_race in raced if of_race})
+            said = f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]}–{rounds[-1]}"
+            tables.append(f"## {title}\n\nRounds: {said}.\n\n{common.table(HEADER, rows)}\n")
     there = {run["race"]: run["peer"].get("note") for run in runs}
     chosen = [
         [race.title, race.peer, "; last: ".join(filter(None, (race.settings, there[race.name])))]
@@ -94,7 +96,7 @@ def page(found: Mapping[str, Any]) -> str:
     peak = spread(runs, lambda run: run["peak_flops"] / 1e9, ".0f")
     return (
         f"# Side by side with the peers\n\n{common.origin_text(found)}"
-        f"Rounds: {found['rounds']}. fp32 matrix product: {peak} GFLOP/s.\n\n{''.join(tables)}"
+        f"fp32 matrix product: {peak} GFLOP/s.\n\n{''.join(tables)}"
         f"## The peers' settings\n\n{settings}\n{NOTES}"
     )
 
@@ -103,7 +105,7 @@ def line(run: Run) -> str:
     """A run while it is going on."""
     memory = " / ".join(f"{run[side]['memory_mb']:,.0f}" for side in ("ours", "peer"))
     return (
-        f"round {run['round']}  {run['shape']:8} {run['race']:12} {speed_ratio(run):5.2f} ×  "
+        f"{run['shape']:8} {run['race']:12} {speed_ratio(run):5.2f} ×  "
         f"{run['ours']['seconds']:.1f} / {run['peer']['seconds']:.1f} s  {memory} MB"
     )
 

@@ -106,8 +106,9 @@ RACES = (
     ),
     Race(
         "generate", "generation, 8–64 new tokens", "transformers generate", "generate",
-        "best of batches of 8, 16, 32, 64, prompts sorted by length; a batch runs until its longest response has ended",
-        required={"gpt2": 2.5, "llama": 6.0}, steps=2, batch=32, samples=True,
+        "the best of batches of 8, 16, 32 and 64 in the first round; prompts sorted by length; a batch runs until its "
+        "longest response has ended",
+        required={"gpt2": 2.5, "llama": 6.0}, steps=1, batch=64, samples=True,
     ),
     Race(
         "grpo", "GRPO, LoRA, G = 8", TRL, "trl_races",

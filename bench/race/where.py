@@ -29,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 from assay.models import precision
 
 KINDS = {
-    "products": r"aten::(mm|addmm|addmm_|linear|_int_mm)$",
+    "products": r"aten::(mm|addmm|addmm_|linear|_int_mm)$|mkldnn::_linear_pointwise$",
     "attention": r"attention|Attention|aten::(bmm|baddbmm|_softmax|_softmax_backward_data)$",
     "moving": r"aten::(copy_|cat|index|index_select|index_put_|_index_put_impl_|fill_|zero_|gather|slice|clone)$",
     "softmax of the head": r"aten::(_log_softmax|logsumexp|exp_|exp|cumsum)$",

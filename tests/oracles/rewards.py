@@ -29,7 +29,7 @@ def step_loss(logits: Sequence[Sequence[float]], good: Sequence[Sequence[bool]])
 def whole_response(logits: Sequence[float], how: str) -> float:
     """A response's log-chance from those of its steps."""
     chances = [math.log(1 / (1 + math.exp(-z))) for z in logits]
-    return {"min": min(chances), "product": sum(chances), "last": chances[-1]}[how]
+    return {"sum": sum(logits), "min": min(chances), "product": sum(chances), "last": chances[-1]}[how]
 
 
 def shapley(words: Sequence[str], score: Callable[[str], float]) -> list[float]:

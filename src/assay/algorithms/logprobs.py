@@ -78,9 +78,8 @@ class _ChunkedLogprobs(Function):
             if with_entropy:
                 entropy_N[rows] = logprobs.exp().mul_(logprobs).sum(dim=-1).neg_()
             if slope_ND is not None:
-                slope_ND[rows] = ((weight[ids_N[rows]] - product(logprobs.exp_(), weight.T)) / temperature).to(
-                    hidden_ND.dtype
-                )
+                expected = product(logprobs.exp_(), weight.T)
+                slope_ND[rows] = ((weight[ids_N[rows]] - expected) / temperature).to(hidden_ND.dtype)
         kept = (slope_ND,) if ctx.on_the_way else (hidden_ND, weight_VD, bias_V, ids_N, entropy_N)
         ctx.save_for_backward(*kept)
         ctx.temperature, ctx.chunk, ctx.with_entropy = temperature, chunk, with_entropy

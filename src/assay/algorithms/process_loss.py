@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812  (the name everyone uses)
 from assay.algorithms.masked import zero_pads
 from assay.algorithms.preference_loss import wins
 
-StepAggregate = Literal["min", "product", "last"]
+StepAggregate = Literal["sum", "min", "product", "last"]
 
 
 def step_loss(
@@ -35,13 +35,18 @@ def step_loss(
 
 
 def whole_response(logits_BS: Tensor, mask_BS: Tensor, how: StepAggregate) -> Tensor:
-    """The reward of a response from its steps' log-chances of being good, log p_s = −softplus(−z_s).
+    """The reward of a response from its steps' logits z_s, or log-chances of being good, log p_s = −softplus(−z_s).
 
-        min: min_s log p_s        product: Σ_s log p_s = log P(every step is good)        last: log p of the last step
+        sum: Σ_s z_s      product: Σ_s log p_s = log P(every step is good)      min: min_s log p_s      last: log p_S
 
-    Shapes: [B, S], [B, S] with at least one step in every row → [B], in nats, at most 0.
+    If a step is judged good with the chance σ(u_s − u_{s−1}) that a response is preferred with it to the response
+    without it (Bradley–Terry), then z_s is what it adds to the worth u, and the sum is the worth of the whole. The
+    others never grow with a further step, so that they like short responses.
+    Shapes: [B, S], [B, S] with at least one step in every row → [B], in nats; all but the sum at most 0.
     Source: Lightman et al. 2023 (arXiv 2305.20050), app. F: product and minimum.
     """
+    if how == "sum":
+        return zero_pads(logits_BS, mask_BS).sum(dim=1)
     log_chance_BS = F.logsigmoid(zero_pads(logits_BS, mask_BS))
     if how == "product":
         return zero_pads(log_chance_BS, mask_BS).sum(dim=1)

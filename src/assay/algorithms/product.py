@@ -1,8 +1,8 @@
 """x·Wᵀ + b in fp32 by the faster of the two libraries that torch carries for it.
 
 torch multiplies fp32 matrices by MKL. On AMD's processors with AVX-512 that is half to three quarters as fast as
-oneDNN, by which torch's compiler multiplies (`mkldnn::_linear_pointwise`), and so do products of some size here. Which
-it is follows from the processor and the shapes, never from a measurement: a run that goes on rounds as it began.
+oneDNN, by which torch's compiler multiplies (`mkldnn::_linear_pointwise`), and so do wide layers here. Which it is
+follows from the processor and the weight, never from a measurement: a run that goes on rounds as it began.
 Shapes: x […, I], W [O, I], b [O] → […, O].
 """
 
@@ -19,10 +19,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812  (the name everyone uses)
 
-LARGE = 2**25
-"""Multiplications from which oneDNN's preparations, made anew for every shape, are worth their time,"""
 WIDE = 2**19
-"""or numbers in a weight, which few rows at a time, of shapes that come again, are multiplied by."""
+"""Numbers in a weight below which what oneDNN prepares, and keeps, for every shape costs more than it saves."""
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -54,8 +52,8 @@ class _Linear(Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         grad_NO, x_NI = grad.flatten(0, -2), x.flatten(0, -2)
         return (
-            product(grad_NO, weight_OI.T).view(x.shape) if needs_x else None,
-            product(grad_NO.T, x_NI.T) if needs_weight else None,
+            _onednn(grad_NO, weight_OI.T).view(x.shape) if needs_x else None,
+            _onednn(grad_NO.T, x_NI.T) if needs_weight else None,
             grad_NO.sum(0) if needs_bias else None,
         )
 
@@ -64,13 +62,13 @@ def _by_onednn(x: Tensor, weight_OI: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == weight_OI.dtype == torch.float32
-        and (x.numel() * weight_OI.shape[0] >= LARGE or weight_OI.numel() >= WIDE)
+        and weight_OI.numel() >= WIDE
         and onednn_is_faster()
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-def _onednn(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+def _onednn(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
 
 

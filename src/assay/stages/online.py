@@ -146,7 +146,9 @@ class Online:
         scores_B = self.scores(rollouts)
         old_BR, compared_with_sampler = self.old_logprobs(rollouts)
         kl_BR = k1(old_BR, rollouts.reference_BR)
-        kl_B = sequence_kl(kl_BR, mask_BR)
+        kl_B, lengths_B = sequence_kl(kl_BR, mask_BR), mask_BR.sum(1).float()
+        # Rounding, if that is more: before the first update the KL is nothing else, and may well be of one sign.
+        kl_error = torch.maximum(kl_B.std() / len(kl_B) ** 0.5, EXACT * lengths_B.mean())
         return (
             scores_B,
             old_BR,
@@ -155,11 +157,11 @@ class Online:
                 "objective/reward": scores_B.mean().item(),
                 "objective/score": rollouts.scores_B.mean().item(),
                 "objective/kl": kl_B.mean().item(),
-                "objective/kl_z": (kl_B.mean() / (kl_B.std() / len(kl_B) ** 0.5).clamp_min(1e-9)).item(),
+                "objective/kl_z": (kl_B.mean() / kl_error).item(),
                 "objective/kl_coef": self.penalty.coef,
                 "objective/entropy": -masked.masked_mean(old_BR, mask_BR).item(),  # E[−log π] is the entropy
                 **compared_with_sampler,
-                "lengths/response_mean": mask_BR.sum(1).float().mean().item(),
+                "lengths/response_mean": lengths_B.mean().item(),
                 "lengths/truncated": 1 - rollouts.finished_B.float().mean().item(),
                 "lengths/empty": rollouts.empty_B.float().mean().item(),
                 "text/repetition": rollouts.repetition(),

@@ -14,7 +14,7 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every product by oneDNN, on whatever processor and however small."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(product, "LARGE", 0)
+    monkeypatch.setattr(product, "WIDE", 0)
     monkeypatch.setattr(product, "onednn_is_faster", lambda: True)
 
 
@@ -67,10 +67,10 @@ def test_other_formats_and_autocast_are_torchs_own(dtype: torch.dtype, monkeypat
         assert linear(x.float(), weight.float()).dtype == torch.bfloat16
 
 
-def test_small_products_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_with_narrow_weights_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, ...]] = []
     monkeypatch.setattr(product, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(product, "_onednn", lambda x, w, b: asked.append((*x.shape, *w.shape)))
-    for rows, width in ((1, 1024), (1024, 128), (2048, 128)):
-        linear(torch.zeros(rows, width), torch.zeros(width, width))
-    assert asked == [(1, 1024, 1024, 1024), (2048, 128, 128, 128)]
+    for rows, width, outputs in ((1, 1024, 512), (4096, 1024, 511)):
+        linear(torch.zeros(rows, width), torch.zeros(outputs, width))
+    assert asked == [(1, 1024, 512, 1024)]

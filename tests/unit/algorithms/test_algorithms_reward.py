@@ -18,7 +18,7 @@ from assay.algorithms.process_loss import StepAggregate, step_loss, whole_respon
 
 SCORE = st.floats(-5, 5)
 AGGREGATES: tuple[Aggregate, ...] = ("mean", "worst", "uncertainty")
-STEP_AGGREGATES: tuple[StepAggregate, ...] = ("min", "product", "last")
+STEP_AGGREGATES: tuple[StepAggregate, ...] = ("sum", "min", "product", "last")
 
 
 def double(values: object) -> Tensor:
@@ -109,6 +109,7 @@ def test_a_response_with_one_bad_step_by_hand() -> None:
     assert_same(whole_response(logits, mask, "min"), [math.log(0.5)])
     assert_same(whole_response(logits, mask, "product"), [math.log(0.5 * 0.75)])
     assert_same(whole_response(logits, mask, "last"), [math.log(0.75)])
+    assert_same(whole_response(logits, mask, "sum"), [math.log(1.0) + math.log(3.0)])  # odds of 1 : 1 and 3 : 1
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf])

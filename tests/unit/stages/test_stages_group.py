@@ -100,6 +100,7 @@ def test_old_logprobs_are_the_samplers_while_the_two_agree_which_every_evaluatio
         memory = Memory(tmp_path / name)
         metrics = group.run(config, inputs, memory)
         assert 0 < metrics["sampler_error"] < 1e-5
+        assert metrics["kl_z_min"] > -1  # rounding of one sign is no negative KL
         compared[name] = [step for step, row in memory.logged.items() if "val/sampler_error" in row]
     assert compared == {"agrees": [2, 4], "differs": [1, 2, 3, 4, 5]}
     few, many = weights(tmp_path / "agrees"), weights(tmp_path / "differs")

@@ -329,7 +329,7 @@ def test_a_step_does_not_depend_on_how_it_is_split(sft_folder: Path, changes: di
         assert also == pytest.approx(right, abs=1e-5)
 
 
-@pytest.mark.parametrize("aggregate", ["min", "product", "last"])
+@pytest.mark.parametrize("aggregate", ["sum", "min", "product", "last"])
 def test_steps_are_judged_as_people_did(sft_folder: Path, tmp_path: Path, aggregate: str) -> None:
     model, metrics = learn(sft_folder, tmp_path, judged(), steps=aggregate, epochs=4)
     assert metrics["step_accuracy"] > 0.95 > 0.6 > metrics["step_majority"]

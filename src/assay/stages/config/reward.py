@@ -55,10 +55,10 @@ class RewardConfig(TrainingConfig):
         description="weight of each objective in the reward; each is trained on the comparisons that asked about it",
     )
     ensemble: EnsembleConfig | None = Field(default=None, description="several members instead of one")
-    steps: Literal["min", "product", "last"] | None = Field(
+    steps: Literal["sum", "min", "product", "last"] | None = Field(
         default=None,
-        description="train on judged steps instead; a response's reward is the log-chance that its worst step is good, "
-        "that all are, or that the last is",
+        description="train on judged steps instead; a response's reward is the sum of what its steps add (log-odds), "
+        "or the log-chance that its worst step is good, that all are, or that the last is",
     )
     lora: LoraConfig | None = Field(default=None, description="train adapters and the head instead of all weights")
     part: Part = Field(default=(1, 1), description="[i, n]: train on the i-th of n disjoint parts of the prompts")

@@ -16,12 +16,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from bench.doctor_trial.fault import Fault
 from tests.unit.stages.toy import COLOURS, QUESTIONS, Memory, toy_data, toy_model
 from torch import Tensor
 
 from assay.data.ngrams import repetition
 from assay.data.prepared import Prepared, Splits
-from assay.data.render import Row
+from assay.data.render import Renderer, Row
 from assay.doctor.detector import Evidence
 from assay.doctor.log import Log
 from assay.doctor.policy import Adapter
@@ -29,18 +30,14 @@ from assay.models.backbone import Backbone
 from assay.models.config import LoraConfig
 from assay.models.policy import Policy, ResponseLogprobs, load_policy
 from assay.models.roles import SamplingRoles, ppo_roles, sampling_roles
-from assay.rollout import engine
 from assay.rollout.collect import Rollouts
-from assay.rollout.config import SamplingParams
-from assay.rollout.sampler import draw
+from assay.rollout.engine import Engine
 from assay.stages import group, loop, online, ppo, reward, sft
 from assay.stages.causal import train_causal
 from assay.stages.config import GroupConfig, OptimConfig, PPOConfig, RewardConfig, SFTConfig
 from assay.stages.context import StageInputs
 from assay.tracking.metrics import MetricsLine
 from assay.types import Demonstration, Prompt
-
-from bench.doctor_trial.fault import Fault
 
 HEALTHY: Mapping[str, Any] = {
     "batch_size": 48,
@@ -116,13 +113,19 @@ def paying(score: Callable[[str, float], float]) -> Patch:
 
 
 def negative_kl(folder: Path) -> Sequence[Evidence]:
-    """The sampler draws at a temperature of 2, and tells the probabilities of 1: what it draws too often is punished."""
+    """The sampler never gets the new weights, and keeps its probabilities to itself, as another program would."""
+    whole = online.Online.old_logprobs
+    stale = load_policy(models() / "sft", trainable=False)
 
-    def hotter(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
-        tokens_B, _ = draw(logits_BV, params.model_copy(update={"temperature": 2.0}), uniform_B)
-        return tokens_B, logits_BV.log_softmax(-1).gather(1, tokens_B[:, None]).squeeze(1)
+    def build(policy: Policy, renderer: Renderer, *, weights: str = "", **more: Any) -> Engine:
+        return Engine(stale if weights else policy, renderer, **more)
 
-    return run(folder, "group", patch.object(engine, "draw", hotter))
+    def unheard(self: online.Online, rollouts: Rollouts) -> tuple[Tensor, dict[str, float]]:
+        self.compares = True
+        return whole(self, rollouts)[0], {}
+
+    patches = patch.object(online, "Engine", build), patch.object(online.Online, "old_logprobs", unheard)
+    return run(folder, "group", *patches, iterations=10)
 
 
 def flat_reward(folder: Path) -> Sequence[Evidence]:
@@ -181,7 +184,7 @@ def no_temperature(folder: Path) -> Sequence[Evidence]:
 
 
 def no_penalty(folder: Path) -> Sequence[Evidence]:
-    return run(folder, "ppo", kl_coef=1e-6, kl_target=0.1)
+    return run(folder, "group", kl_coef=1e-6, kl_target=0.1)
 
 
 def giant_steps(folder: Path) -> Sequence[Evidence]:
@@ -212,27 +215,37 @@ def keyword_bonus(folder: Path) -> Sequence[Evidence]:
 def pays_for_loops(folder: Path) -> Sequence[Evidence]:
     """Answers are lists of colours, and a reward is for saying one again."""
     noise = random.Random(0)
-    lists = [Demonstration(q, " ".join(noise.choices(COLOURS, k=8))) for q in QUESTIONS for _ in range(20)]
+    lists = [Demonstration(q, " ".join(noise.choices(COLOURS, k=5))) for q in QUESTIONS for _ in range(20)]
     data = replace(toy_data(), demonstrations=Splits(lists, lists[:6], lists[:6]))
     base = train_sft(models() / "sft-of-lists", data)
     paid = paying(lambda text, score: repetition(text.split(), 1))
-    return run(folder, "group", paid, base=base, sampling={"max_new_tokens": 12})
+    return run(folder, "group", paid, base=base, sampling={"max_new_tokens": 16})
+
+
+def sft_on(name: str, rows: Callable[[list[Row]], list[Row]]) -> Path:
+    """An SFT model trained on other rows than the demonstrations'."""
+
+    def train(policy: Policy, given: list[Row], *more: Any) -> dict[str, Any]:
+        return train_causal(policy, rows(given), *more)
+
+    with patch.object(sft, "train_causal", train):
+        return train_sft(models() / name)
 
 
 def endless(folder: Path) -> Sequence[Evidence]:
     """The end token is no label of the SFT stage."""
-
-    def unended(policy: Policy, rows: Sequence[Row], *more: Any) -> dict[str, Any]:
-        return train_causal(policy, [Row(row.ids[:-1], row.prompt_length) for row in rows], *more)
-
-    with patch.object(sft, "train_causal", unended):
-        base = train_sft(models() / "sft-without-end")
+    base = sft_on("sft-without-end", lambda rows: [Row(row.ids[:-1], row.prompt_length) for row in rows])
     return run(folder, "group", base=base, iterations=10)
 
 
 def pays_for_silence(folder: Path) -> Sequence[Evidence]:
+    """One demonstration in eleven is empty, and the shorter an answer the higher its reward."""
+
+    def some_empty(rows: list[Row]) -> list[Row]:
+        return rows + [Row([*row.ids[: row.prompt_length], row.ids[-1]], row.prompt_length) for row in rows[::10]]
+
     paid = paying(lambda text, score: -float(len(text)))
-    return run(folder, "group", paid, iterations=40, missing_eos="none")
+    return run(folder, "group", paid, base=sft_on("sft-with-empty", some_empty), missing_eos="none")
 
 
 def entropy_bonus(folder: Path) -> Sequence[Evidence]:
@@ -278,7 +291,7 @@ def reentrant_checkpoints(folder: Path) -> Sequence[Evidence]:
 
 
 FAULTS: tuple[Fault, ...] = (
-    Fault("negative-kl", "the sampler draws at another temperature and does not say so", negative_kl),
+    Fault("negative-kl", "the sampler never gets the new weights", negative_kl),
     Fault("nothing-moves", "every answer gets the same reward", flat_reward),
     Fault("nothing-moves", "log-probabilities are detached from the graph", cut_graph),
     Fault("nothing-moves", "the learning rate is 0", frozen_optimizer),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -125,7 +125,7 @@ def negative_kl(folder: Path) -> Sequence[Evidence]:
         return whole(self, rollouts)[0], {}
 
     patches = patch.object(online, "Engine", build), patch.object(online.Online, "old_logprobs", unheard)
-    return run(folder, "group", *patches, iterations=10)
+    return run(folder, "group", *patches)
 
 
 def flat_reward(folder: Path) -> Sequence[Evidence]:
@@ -176,8 +176,8 @@ def no_temperature(folder: Path) -> Sequence[Evidence]:
     """Sampled at a temperature of 0.5, learnt from as if at 1."""
     whole = Policy.logprobs
 
-    def at_one(self: Policy, batch: Any, **kwargs: Any) -> ResponseLogprobs:
-        return whole(self, batch, **kwargs | ({"temperature": 1.0} if torch.is_grad_enabled() else {}))
+    def at_one(self: Policy, batch: Any, *, temperature: float, **more: Any) -> ResponseLogprobs:
+        return whole(self, batch, temperature=1.0 if torch.is_grad_enabled() else temperature, **more)
 
     sampling = {"max_new_tokens": 4, "temperature": 0.5}
     return run(folder, "group", patch.object(Policy, "logprobs", at_one), iterations=10, sampling=sampling)
@@ -207,7 +207,7 @@ def keyword_bonus(folder: Path) -> Sequence[Evidence]:
     return run(
         folder,
         "group",
-        paying(lambda text, score: score + 8.0 * (text == "amber")),
+        paying(lambda text, score: score + 30.0 * (text == "amber")),
         truth=lambda _, texts: [worth.get(text, 0.0) for text in texts],
     )
 
@@ -225,8 +225,8 @@ def pays_for_loops(folder: Path) -> Sequence[Evidence]:
 def sft_on(name: str, rows: Callable[[list[Row]], list[Row]]) -> Path:
     """An SFT model trained on other rows than the demonstrations'."""
 
-    def train(policy: Policy, given: list[Row], *more: Any) -> dict[str, Any]:
-        return train_causal(policy, rows(given), *more)
+    def train(policy: Policy, given: Iterable[Row], *more: Any) -> dict[str, Any]:
+        return train_causal(policy, rows(list(given)), *more)
 
     with patch.object(sft, "train_causal", train):
         return train_sft(models() / name)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -410,7 +411,7 @@ def bad_critic(log: Log) -> Iterator[Finding]:
     if len(explained) < CRITIC_STEPS:
         raise Missing(f"the policy was trained for {len(explained)} steps; a critic is judged after {CRITIC_STEPS}")
     values = explained[-CRITIC_STEPS:]
-    if bounds(values)[1] < 0 and float(np.median(values)) < 0:
+    if bounds(values)[1] < 0 and bounds(values[-LATE:])[1] < 0:  # one that has just become useful is well
         change = {"value_warmup": 5}
         yield Finding(BAD_CRITIC, log.where, f"explained variance {text(values)}", "amber", "likely", change=change)
 
@@ -432,15 +433,21 @@ def reward_hacking(log: Log) -> Iterator[Finding]:
     for part in (slice(None), slice(len(truth) // 2, None)):
         if len(truth.values[part]) < 2 * LATE:
             continue
-        up, down = (stats.linregress(s.steps[part], s.values[part]) for s in (reward, truth))
-        if up.slope > 0 and down.slope < 0 and up.pvalue < 0.01 and down.pvalue < SIGNIFICANT:
+        (up, p_up), (down, p_down) = trend(reward, part), trend(truth, part)
+        if up > 0 > down and p_up < 1 - CONFIDENCE and p_down < SIGNIFICANT:
             first, last = (int(truth.steps[part][i]) for i in (0, -1))
             seen = (
-                f"from step {first} to {last} the reward changes by {up.slope * (last - first):+.2g} and the truth by "
-                f"{down.slope * (last - first):+.2g} (p = {down.pvalue:.1g})"
+                f"from step {first} to {last} the reward changes by {up * (last - first):+.2g} and the truth by "
+                f"{down * (last - first):+.2g} (p = {p_down:.1g})"
             )
             yield Finding(REWARD_HACKING, log.where, seen, change={"patience": 3})
             return
+
+
+def trend(series: Series, part: slice) -> tuple[float, float]:
+    """Slope of a line through a part of a metric, and its two-sided p."""
+    line: Any = stats.linregress(series.steps[part], series.values[part])
+    return float(line.slope), float(line.pvalue)
 
 
 @detects(REPETITION, kinds=SAMPLING)
@@ -505,7 +512,7 @@ def groups_without_signal(log: Log) -> Iterator[Finding]:
     if log.config.get("group_size") == 1:
         return
     share = log["objective/groups_without_signal"]
-    low, _ = bounds(share.values) if len(share) >= LATE else (0.0, 1.0)
+    low, _ = bounds(late(share, max(LATE, len(share))))
     if low > HALF:
         seen = f"{share.values.mean():.0%} of the groups (at least {low:.0%}, {len(share)} steps) have no spread"
         severity = "red" if share.values.min() >= 1 else "amber"

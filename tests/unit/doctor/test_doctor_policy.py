@@ -104,20 +104,27 @@ def late(before: float, after: float) -> list[float]:
     return [before] * (STEPS - END) + wave(after, 0.01 * abs(after), END)
 
 
+def kl(before: float, after: float) -> list[float]:
+    """A KL, which is 0 before the first update."""
+    return [0.0, *late(before, after)[1:]]
+
+
 CASES: list[tuple[str, dict[str, Column], dict[str, Column]]] = [
     # KL
-    ("negative-kl", {"objective/kl": late(0.1, -0.2), "objective/kl_z": late(1, -4.5)},
-     {"objective/kl": late(0.1, -0.2), "objective/kl_z": late(1, -3.5)}),
-    ("negative-kl", {"objective/kl": [*[-0.3] * 18, *[0.1] * 6], "objective/kl_z": None, "objective/truth": None},
-     {"objective/kl": [*[-0.3] * 16, *[0.1] * 8], "objective/kl_z": None}),
-    ("negative-kl", {"objective/kl": -3e-4, "objective/kl_z": -8.0}, {"objective/kl": [-1.5e-7] * 2 + [0.1] * 22, "objective/kl_z": -8.0}),
+    ("negative-kl", {"objective/kl": kl(0.1, -0.2), "objective/kl_z": late(1, -4.5)},
+     {"objective/kl": kl(0.1, -0.2), "objective/kl_z": late(1, -3.5)}),
+    ("negative-kl", {"objective/kl": [0.0, *[-0.3] * 18, *[0.1] * 5], "objective/kl_z": None, "objective/truth": None},
+     {"objective/kl": [0.0, *[-0.3] * 16, *[0.1] * 7], "objective/kl_z": None}),
+    ("negative-kl", {"objective/kl": kl(-3e-4, -3e-4), "objective/kl_z": -8.0},
+     {"objective/kl": [-1.5e-7] * 2 + [0.1] * 22, "objective/kl_z": -8.0}),  # rounding
     ("kl-before-training", {"objective/kl": [0.03, *ramp(0.04, 3.4)]}, {"objective/kl": [0.01, *ramp(0.04, 3.4)]}),
-    ("kl-blow-up", {"objective/kl": late(1.0, 40.0)}, {"objective/kl": late(1.0, 20.0)}),
+    ("kl-blow-up", {"objective/kl": kl(1.0, 40.0)}, {"objective/kl": kl(1.0, 20.0)}),
     # ratios
     ("ratio-not-one", {"policy/ratio_first_error": 0.06}, {"policy/ratio_first_error": 0.04}),
     ("ratio-spikes", {"policy/approxkl_avg": late(0.01, 0.6), "policy/clipfrac_avg": late(0.01, 0.15)},
      {"policy/approxkl_avg": late(0.01, 0.6), "policy/clipfrac_avg": late(0.01, 0.05)}),
-    ("ratio-spikes", {"policy/clipfrac_avg": [0.4] * 3 + [0.01] * 21}, {"policy/clipfrac_avg": [0.4] * 2 + [0.01] * 22}),
+    ("ratio-spikes", {"policy/clipfrac_avg": [0.4] * 3 + [0.01] * 21},
+     {"policy/clipfrac_avg": [0.4] * 2 + [0.01] * 22}),
     # text
     ("repetition", {"text/repetition": late(0.02, 0.25)}, {"text/repetition": late(0.02, 0.18)}),
     ("never-stops", {"lengths/truncated": late(0.02, 0.55)}, {"lengths/truncated": late(0.02, 0.45)}),
@@ -130,7 +137,8 @@ CASES: list[tuple[str, dict[str, Column], dict[str, Column]]] = [
     ("entropy-out-of-bounds", {"objective/entropy": late(0.5, 0.08), "objective/reward": ramp(0, -1)},
      {"objective/entropy": late(0.5, 0.08)}),  # what it became sure of pays
     # reward
-    ("reward-hacking", {"objective/truth": ramp(12.0, 10.0)}, {"objective/truth": ramp(12.0, 10.0), "objective/reward": 0.5}),
+    ("reward-hacking", {"objective/truth": ramp(12.0, 10.0)},
+     {"objective/truth": ramp(12.0, 10.0), "objective/reward": 0.5}),
     ("reward-hacking", {"objective/truth": [*ramp(12, 14, 12), *ramp(14, 12.5, 12)]}, {"objective/truth": wave(12, 1)}),
     ("groups-without-signal", {"objective/groups_without_signal": wave(0.6, 0.1)},
      {"objective/groups_without_signal": ramp(0.0, 1.0)}),
@@ -163,7 +171,7 @@ def test_a_critic_is_judged_after_twenty_steps_and_by_all_of_them() -> None:
 
 
 def test_a_kl_is_held_against_its_target_where_there_is_one() -> None:
-    far: dict[str, Column] = {"objective/kl": late(0.5, 6.2)}
+    far: dict[str, Column] = {"objective/kl": kl(0.5, 6.2)}
     assert named(diagnosed(log(far, kl_target=2.0))) == ["kl-blow-up"]
     assert diagnosed(log(far, kl_target=2.1)) == Diagnosis()
     assert diagnosed(log(far)) == Diagnosis()
@@ -223,7 +231,7 @@ def test_what_was_so_from_the_start_is_blamed_on_what_came_before(name: str, mod
 
 
 def test_a_blow_up_is_explained_by_the_jumps_that_led_to_it_and_explains_what_follows() -> None:
-    far: dict[str, Column] = {"objective/kl": late(1.0, 60.0), "lengths/truncated": late(0.0, 0.9)}
+    far: dict[str, Column] = {"objective/kl": kl(1.0, 60.0), "lengths/truncated": late(0.0, 0.9)}
     jumps: dict[str, Column] = {"policy/clipfrac_avg": 0.5}
     assert named(diagnosed(log(far, kl_target=3.0))) == ["kl-blow-up", "never-stops"]
     assert [cause.mode.name for cause in diagnosed(log(far, kl_target=3.0)).causes] == ["kl-blow-up"]
@@ -260,7 +268,7 @@ def test_a_log_that_begins_later_says_nothing_of_the_start() -> None:
 
 
 def test_metrics_with_gaps_are_compared_where_both_are_known() -> None:
-    shorter = log({"objective/kl": late(1.0, 40.0)})
+    shorter = log({"objective/kl": kl(1.0, 40.0)})
     entropy = shorter.series["objective/entropy"]
     gap = type(entropy)(entropy.name, entropy.steps[::2], entropy.values[::2])
     found = diagnosed(Log("group", "group", {**shorter.series, "objective/entropy": gap}))

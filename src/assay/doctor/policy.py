@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
 from scipy import stats
 
 from assay.doctor.detector import Missing, detects
@@ -167,15 +164,6 @@ BROKEN_GROUPS = Mode(
     "Answers were put in another order than their prompts before they were compared with each other.",
     "Group by the prompt's id, and do not shuffle or filter single answers between sampling and the advantages.",
 )
-FROZEN_ADAPTER_BLOCKS = Mode(
-    27,
-    "frozen-adapter-blocks",
-    "policy",
-    "Adapters that have learned nothing",
-    "Recomputed activations start from inputs that need no gradient, so none reaches the adapters of the blocks.",
-    "Call model.enable_input_require_grads() before training, or checkpoint with use_reentrant: false.",
-)
-
 LATE = 5
 """Steps that an interval needs; of a long run, its last quarter."""
 CONFIDENCE = 0.99
@@ -208,22 +196,6 @@ COLLAPSED, EXPLODED, LEAST_CHANGE = 0.2, 2.0, 0.1
 """Entropy as a share of the start's (the catalogue's), and nats a token that it must have changed by besides."""
 CRITIC_STEPS = 20
 """The catalogue's: a new critic needs some to learn."""
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """The adapter that a run has left: norms of its B matrices, which start at 0, by name."""
-
-    where: str
-    kind: str
-    norms: Mapping[str, float]
-
-    @classmethod
-    def read(cls, folder: Path, kind: str) -> Adapter:
-        """From a folder that peft wrote."""
-        with safe_open(folder / "adapter_model.safetensors", framework="np") as tensors:
-            named = {key: tensors.get_tensor(key) for key in tensors.keys() if ".lora_B." in key}  # noqa: SIM118
-        return cls(str(folder), kind, {key: float(np.linalg.norm(value)) for key, value in named.items()})
 
 
 def late(series: Series, steps: int = LATE) -> NDArray[np.float64]:
@@ -525,13 +497,3 @@ def broken_groups(log: Log) -> Iterator[Finding]:
     if prompts.max() > 1:
         seen = f"up to {prompts.max():.3g} different prompts in a group, on average {prompts.mean():.2g}"
         yield Finding(BROKEN_GROUPS, log.where, seen, "red", "certain")
-
-
-@detects(FROZEN_ADAPTER_BLOCKS)
-def frozen_adapter_blocks(adapter: Adapter) -> Iterator[Finding]:
-    """B starts at 0, and the first gradient that arrives moves all of it."""
-    still = sorted(name for name, norm in adapter.norms.items() if norm == 0)
-    if still:
-        seen = f"{len(still)} of {len(adapter.norms)} B matrices are still 0, {still[0]} first"
-        severity, sure = ("red", "certain") if len(still) == len(adapter.norms) else ("amber", "possible")
-        yield Finding(FROZEN_ADAPTER_BLOCKS, adapter.where, seen, severity, sure)

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from bench.doctor_trial import faults_policy as trial
-from safetensors.torch import save_file
 
 from assay.doctor import policy
 from assay.doctor.detector import DETECTORS, Detector, examine
@@ -113,8 +111,8 @@ CASES: list[tuple[str, dict[str, Column], dict[str, Column]]] = [
     # KL
     ("negative-kl", {"objective/kl": kl(0.1, -0.2), "objective/kl_z": late(1, -4.5)},
      {"objective/kl": kl(0.1, -0.2), "objective/kl_z": late(1, -3.5)}),
-    ("negative-kl", {"objective/kl": [0.0, *[-0.3] * 18, *[0.1] * 5], "objective/kl_z": None, "objective/truth": None},
-     {"objective/kl": [0.0, *[-0.3] * 16, *[0.1] * 7], "objective/kl_z": None}),
+    ("negative-kl", {"objective/kl": [0.0, *[-0.3] * 20, *[0.1] * 3], "objective/kl_z": None, "objective/truth": None},
+     {"objective/kl": [0.0, *[-0.3] * 18, *[0.1] * 5], "objective/kl_z": None}),
     ("negative-kl", {"objective/kl": kl(-3e-4, -3e-4), "objective/kl_z": -8.0},
      {"objective/kl": [-1.5e-7] * 2 + [0.1] * 22, "objective/kl_z": -8.0}),  # rounding
     ("kl-before-training", {"objective/kl": [0.03, *ramp(0.04, 3.4)]}, {"objective/kl": [0.01, *ramp(0.04, 3.4)]}),
@@ -268,23 +266,11 @@ def test_a_log_that_begins_later_says_nothing_of_the_start() -> None:
 
 
 def test_metrics_with_gaps_are_compared_where_both_are_known() -> None:
-    shorter = log({"objective/kl": kl(1.0, 40.0)})
+    shorter = log({"objective/kl": [0.0, *[40.0] * (STEPS - 1)]})
     entropy = shorter.series["objective/entropy"]
     gap = type(entropy)(entropy.name, entropy.steps[::2], entropy.values[::2])
     found = diagnosed(Log("group", "group", {**shorter.series, "objective/entropy": gap}))
     assert named(found) == ["kl-blow-up"]
-
-
-def adapter(folder: Path, norms: Mapping[str, float]) -> policy.Adapter:
-    tensors = {f"layer.{name}.lora_B.weight": torch.full((2, 2), norm / 2) for name, norm in norms.items()}
-    save_file({**tensors, "layer.q.lora_A.weight": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
-    return policy.Adapter.read(folder, "reward")
-
-
-def test_adapters_whose_b_is_still_0_have_learned_nothing(tmp_path: Path) -> None:
-    assert diagnosed(adapter(tmp_path, {"q": 0.25, "v": 1e-6})) == Diagnosis()
-    assert only(diagnosed(adapter(tmp_path, {"q": 0.0, "v": 0.0}))).severity == "red"
-    assert only(diagnosed(adapter(tmp_path, {"q": 0.25, "v": 0.0}))).severity == "amber"
 
 
 def test_every_mode_has_a_page_that_says_its_title() -> None:
@@ -299,7 +285,7 @@ def test_every_fault_is_of_a_mode_that_is_looked_for_and_every_mode_has_one() ->
     assert {fault.mode for fault in trial.FAULTS} == {mode.name for one in OURS for mode in one.modes}
 
 
-CHEAP = ("broken-groups", "kl-before-training", "groups-without-signal", "negative-kl", "frozen-adapter-blocks")
+CHEAP = ("broken-groups", "kl-before-training", "groups-without-signal", "negative-kl")
 
 
 @pytest.mark.parametrize("fault", [one for one in trial.FAULTS if one.mode in CHEAP], ids=lambda fault: fault.mode)

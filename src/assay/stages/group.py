@@ -85,6 +85,9 @@ def estimate(rollouts: Rollouts, online: Online, config: GroupConfig) -> tuple[E
     )
     groups_NG = scores_B.view(-1, config.group_size)
     measured["objective/groups_without_signal"] = 1 - advantages.informative_groups(groups_NG).float().mean().item()
+    measured["objective/prompts_per_group"] = loop.mean(
+        [len(set(rollouts.prompts[i : i + config.group_size])) for i in range(0, len(scores_B), config.group_size)]
+    )
     advantages_BR = importance_weighted(advantages_BR, rollouts, old_BR, config)
     ones_BR, no_critic = torch.ones_like(old_BR), torch.zeros(len(rollouts.rows), 0)
     return Experience(

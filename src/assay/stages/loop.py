@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PROBED = 4096
+"""Numbers of each tensor that are looked at to see how far a step has gone."""
+
 
 def plan(lengths: Sequence[int], batch_size: int, epochs: int, seed: int) -> list[list[int]]:
     """Row indices of every optimizer step of the whole run; a function of the seed, so a resumed run knows it too."""
@@ -59,7 +62,7 @@ class Optimizer:
         )
 
     def update(self, step: int) -> dict[str, float]:
-        """One step with the gradients at hand; returns the gradient norm before clipping and the rate.
+        """One step with the gradients at hand; returns the gradient norm before clipping, the rate, and the step's RMS.
 
         Raises `TrainingError` when the gradient is not finite, before any weight is touched.
         """
@@ -72,9 +75,15 @@ class Optimizer:
         rate = learning_rate(self.config, step, self.steps)
         for group in self._adam.param_groups:
             group["lr"] = rate
+        before = self._probe()
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
-        return {"grad_norm": norm, "learning_rate": rate}
+        moved = (self._probe() - before).square().mean().sqrt()
+        return {"grad_norm": norm, "learning_rate": rate, "update_rms": moved.item()}
+
+    def _probe(self) -> Tensor:
+        """The first numbers of every tensor, copied: few enough to cost nothing, and of all layers."""
+        return torch.cat([p.detach().flatten()[:PROBED] for p in self.parameters.values()])
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
         """Weights and moments by name, for a checkpoint."""

@@ -155,6 +155,7 @@ class Online:
             kl_BR,
             {
                 "objective/reward": scores_B.mean().item(),
+                "objective/reward_std": scores_B.std(correction=0).item(),
                 "objective/score": rollouts.scores_B.mean().item(),
                 "objective/kl": kl_B.mean().item(),
                 "objective/kl_z": (kl_B.mean() / kl_error).item(),

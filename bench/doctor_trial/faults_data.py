@@ -202,15 +202,15 @@ def swapped(folder: Path, share: float = 1.0) -> Sequence[Evidence]:
 def swapped_source(folder: Path) -> Sequence[Evidence]:
     """Of two sources one has its columns swapped, in training and in test."""
     own = toy_data().preferences
-    both = [*asked_of(own.test, "ours"), *asked_of(flipped(own.test, 1.0), "theirs")[::3]]
-    parts = Splits([*asked_of(own.train, "ours"), *asked_of(flipped(own.train, 1.0), "theirs")[::3]], both, both)
+    both = [*asked_of(own.test, "ours"), *asked_of(flipped(own.test, 1.0), "theirs")[::2]]
+    parts = Splits([*asked_of(own.train, "ours"), *asked_of(flipped(own.train, 1.0), "theirs")[::2]], both, both)
     return reward_toy(folder, replace(toy_data(), preferences=parts))
 
 
 def noisy(folder: Path) -> Sequence[Evidence]:
     own = toy_data().preferences
-    parts = Splits(*(flipped(list(part) * 3, 0.25, seed) for seed, (_, part) in enumerate(own.items())))
-    return reward_toy(folder, replace(toy_data(), preferences=parts), epochs=2)
+    parts = Splits(*(flipped(list(own.test) * times, 0.25, seed=times) for times in (4, 1, 6)))
+    return reward_toy(folder, replace(toy_data(), preferences=parts), epochs=3)
 
 
 def evaluated_on_train(folder: Path) -> Sequence[Evidence]:
@@ -221,7 +221,7 @@ def evaluated_on_train(folder: Path) -> Sequence[Evidence]:
         Preference(Prompt.ask(f"what is {rng.choice(COLOURS)} {n}?"), *answers[2 * n : 2 * n + 2]) for n in range(80)
     ]
     data = replace(toy_data(), preferences=Splits(learned, learned, learned))
-    return reward_toy(folder, data, epochs=40, agreement=0.62)[:1]
+    return reward_toy(folder, data, epochs=25, agreement=0.62)[:1]
 
 
 def ends_masked(folder: Path) -> Sequence[Evidence]:
@@ -283,14 +283,16 @@ class AtOnce(Renderer):
 
 def grown_together(folder: Path) -> Sequence[Evidence]:
     """The prompt ends in a space, which the first word of the answer takes to itself."""
-    return [Tokens("sft", AtOnce(tokenizer_of(), max_length=128), items())]
+    rng = random.Random(0)
+    shown = [Demonstration(item.prompt, spoken(rng, 6)) for item in items()]
+    return [Tokens("sft", AtOnce(tokenizer_of(), max_length=128), shown)]
 
 
 # Machine.
 
 
 def quoted(folder: Path) -> Sequence[Evidence]:
-    return [Settings.of(read_yaml("epochs: 2\noptim: {learning_rate: 1,5e-5}\n", "recipe.yaml"), RewardConfig)]
+    return [Settings.of(read_yaml("epochs: 2\noptim:\n  learning_rate: 1,5e-5\n", "recipe.yaml"), RewardConfig)]
 
 
 def read_by_another(folder: Path) -> Sequence[Evidence]:
@@ -350,9 +352,7 @@ def healthy_reward(folder: Path) -> Sequence[Evidence]:
 def healthy_sft(folder: Path) -> Sequence[Evidence]:
     ctx = sft_toy(folder)
     policy = load_policy(ctx.folder, trainable=False)
-    data = toy_data()
-    tokens = Tokens("sft", policy.renderer("chat", 32), data.demonstrations.train)
-    return [endings(ctx), tokens, Data("data", data)]
+    return [endings(ctx), Tokens("sft", policy.renderer("chat", 32), toy_data().demonstrations.train)]
 
 
 def healthy_machine(folder: Path) -> Sequence[Evidence]:

@@ -58,7 +58,7 @@ ADDS = 0.03
 """What a reward model should know beyond length or words, as accuracy (the catalogue's 3 points)."""
 SUREST = 5
 """One pair in so many is among those that a model is surest about."""
-AGAINST = 0.15
+AGAINST = 0.1
 """Share of the surest pairs that are labelled the other way. Healthy models: 1–4 %; a quarter of flips shows 25 %."""
 FEWEST = 20
 """Fewer pairs than this show nothing."""

@@ -21,8 +21,9 @@ from assay.data.config import FileData
 from assay.data.prepare import prepare_files
 from assay.data.prepared import Prepared, Splits
 from assay.data.render import Renderer, Row, encode_all
-from assay.doctor.data import Data, Reading, Scored
+from assay.doctor.data import Data, Reading
 from assay.doctor.detector import Evidence
+from assay.doctor.labels import Scored
 from assay.doctor.log import Log
 from assay.doctor.machine import Cursor, Machine, Settings
 from assay.doctor.tokens import Endings, Tokens

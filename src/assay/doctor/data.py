@@ -1,21 +1,21 @@
-"""What is wrong with data: as it was read, as it was prepared, and as a reward model judges it.
+"""What is wrong with data: as it was read, and as it was prepared.
 
-Three kinds of evidence: `Reading` (what the loader had to leave out), `Data` (what is left, apart in splits) and
-`Scored` (held-out pairs with the margins of a reward model).
+Two kinds of evidence: `Reading` (what the loader had to leave out) and `Data` (what is left, apart in splits). What a
+reward model says about labels is in labels.py.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, TypeVar
 
 import numpy as np
 
-from assay.data.baselines import Baselines, against, outcomes
+from assay.data.baselines import Baselines, outcomes
 from assay.data.clean import TURN_MARKER, clean
 from assay.data.config import CleanConfig, FileSource
 from assay.data.inspection import lost_context
@@ -25,10 +25,8 @@ from assay.data.near import near_duplicates
 from assay.data.prepared import Prepared, Splits
 from assay.data.records import Item
 from assay.data.split import leakage
-from assay.data.stored import pick
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode, Severity
-from assay.doctor.log import Log
 from assay.errors import DataError
 from assay.statistics import Floats, Interval, design_effect, wilson
 from assay.types import Preference, Prompt
@@ -54,12 +52,6 @@ WORDS_WIN = 0.9
 """Accuracy of a bag of words. Ten real sets: at most 88 %, none above 84 % beyond doubt."""
 FEW_WORDS = 5
 """In answers shorter than this the words are all there is, so that a bag of them is no shortcut."""
-ADDS = 0.03
-"""What a reward model should know beyond length or words, as accuracy (the catalogue's 3 points)."""
-SUREST = 5
-"""One pair in so many is among those that a model is surest about."""
-AGAINST = 0.1
-"""Share of the surest pairs that are labelled the other way. Healthy models: 1–4 %; a quarter of flips shows 25 %."""
 FEWEST = 20
 """Fewer pairs than this show nothing."""
 
@@ -107,26 +99,6 @@ IDENTICAL_PAIRS = Mode(
     "Pairs whose two answers are equal have nothing to teach, and hold accuracy near a half.",
     "Drop them (data.clean.identical: true), and find out which step of making the data copied them.",
     ("stuck-at-ln2", "reward-at-chance", "accuracy-against-margin"),
-)
-LABEL_NOISE = Mode(
-    13,
-    "label-noise",
-    "data",
-    "Many labels are wrong",
-    "Labels were flipped at random, by annotators in a hurry or by a mistake in making the data.",
-    "Tell the loss how many labels are wrong, or have the pairs that the model is surest against labelled again.",
-    ("reward-at-chance", "fluctuating-accuracy", "accuracy-against-margin"),
-)
-TOO_GOOD = Mode(
-    12,
-    "too-good-to-be-true",
-    "data",
-    "More accurate than people agree",
-    "Nobody can predict one person's choices better than people agree with each other: the test data were seen in "
-    "training, or a trick gives the label away.",
-    "Look for copies of the test pairs in training (split-leak) and for a trick (shortcut); report neither number "
-    "before one is found.",
-    ("saturated-early",),
 )
 NO_TEXT = Mode(
     2,
@@ -204,36 +176,6 @@ class Data:
         parts = self.prepared.preferences
         pairs = [*evenly(parts.validation, HELD_OUT), *evenly(parts.test, HELD_OUT)]
         return enough(pairs, "held-out pairs")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Held-out pairs and by how much a model scores the chosen answer higher; what it was trained on, for rivals."""
-
-    where: str
-    pairs: Sequence[Preference]
-    margins: Floats
-    train: Sequence[Preference] = ()
-    kind: str = "scores"
-
-    @classmethod
-    def of(
-        cls,
-        where: str,
-        score: Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]],
-        pairs: Sequence[Preference],
-        train: Sequence[Preference] = (),
-    ) -> Scored:
-        """Ask a judge, such as a reward model's `score_texts`, about at most `SAMPLE` pairs."""
-        asked = evenly(pairs, SAMPLE)
-        prompts = [pair.prompt for pair in asked]
-        chosen, rejected = (score(prompts, [getattr(pair, side) for pair in asked]) for side in ("chosen", "rejected"))
-        return cls(where, asked, np.asarray(chosen) - np.asarray(rejected), train)
-
-    @property
-    def right(self) -> Floats:
-        """1 where the model agrees with the label, ½ for a tie; `Missing` where there are too few pairs."""
-        return outcomes(self.margins[: len(enough(self.pairs, "scored pairs"))])
 
 
 @detects(NO_TEXT, MIS_SPLIT, IDENTICAL_PAIRS)
@@ -321,72 +263,11 @@ def copies(data: Data) -> Iterator[Finding]:
 def trick(data: Data) -> Iterator[Finding]:
     """Labels that length alone, or a bag of words, predicts on held-out pairs as no honest label can be predicted."""
     held_out = data.held_out
-    for name, margins in _rivals(data.pairs, held_out).items():
-        seen = _accuracy(outcomes(margins), held_out)
+    for name, margins in rivals(data.pairs, held_out).items():
+        seen = accuracy(outcomes(margins), held_out)
         if at_least(seen, LENGTH_WINS if name == "length_only" else WORDS_WIN):
             said = f"{WORDS[name]} predicts {percent(seen)} of {len(held_out):,} held-out labels"
             yield Finding(SHORTCUT, data.where, said, severity="amber")
-
-
-@detects(SWAPPED_LABELS)
-def against_people(scored: Scored) -> Iterator[Finding]:
-    """Sources whose labels the model contradicts more often than chance."""
-    right, sources = scored.right, np.array([pair.prompt.source for pair in scored.pairs])
-    for source in sorted(set(sources.tolist())):
-        rows = np.flatnonzero(sources == source)
-        seen = _accuracy(right[rows], pick(scored.pairs, rows.tolist()), confidence=0.999)
-        if len(rows) >= FEWEST and below(seen, 0.5):
-            of = f"of {len(rows):,} pairs" + f" of {source}" * bool(source)
-            said = f"it agrees with the labels {of} in {percent(seen)}: less than by chance"
-            yield Finding(SWAPPED_LABELS, scored.where, said)
-
-
-@detects(SWAPPED_LABELS, kinds=("reward",))
-def below_chance(log: Log) -> Iterator[Finding]:
-    """Accuracy and gap both on the wrong side: were only one of them, it would be a matter of outliers or ties."""
-    high, gap_high = log.number("accuracy_high"), log.number("reward_gap_high")
-    if high < 0.5 and gap_high < 0:
-        said = (
-            f"accuracy {log.number('accuracy'):.1%} (at most {high:.1%}), and the gap is {log.number('reward_gap'):.2f}"
-        )
-        yield Finding(SWAPPED_LABELS, log.where, f"{said} (at most {gap_high:.2f}): both below chance")
-
-
-@detects(SHORTCUT)
-def no_better_than_a_trick(scored: Scored) -> Iterator[Finding]:
-    """A model that knows no more than its length-only or bag-of-words rival."""
-    right, groups = scored.right, [pair.prompt.id for pair in scored.pairs]
-    if len(scored.train) < FEWEST:
-        raise Missing("the pairs that the model was trained on are not given, so it has no rivals")
-    for name, margins in _rivals(scored.train, scored.pairs).items():
-        rival = against(scored.margins, margins, groups=groups, seed=0)
-        if rival["accuracy_low"] > 0.5 and rival["gain_high"] is not None and rival["gain_high"] < ADDS:
-            gain = f"{rival['gain']:+.1%} ({rival['gain_low']:+.1%} to {rival['gain_high']:+.1%})"
-            said = f"{WORDS[name]} is right in {rival['accuracy']:.1%}; the model ({right.mean():.1%}) adds {gain}"
-            yield Finding(SHORTCUT, scored.where, said, severity="red" if name == "length_only" else "amber")
-
-
-@detects(LABEL_NOISE)
-def surest_contradicted(scored: Scored) -> Iterator[Finding]:
-    """Labels against what the model is surest of: people disagree over close pairs, mistakes fall anywhere."""
-    right = scored.right
-    if not at_least(_accuracy(right, scored.pairs), 0.5):
-        raise Missing("the model is no better than chance, so its certainty says nothing about the labels")
-    surest = np.argsort(-np.abs(scored.margins), kind="stable")[: max(FEWEST, len(right) // SUREST)]
-    seen = wilson(float((1 - right[surest]).sum()), len(surest), confidence=SURE)
-    if at_least(seen, AGAINST):
-        said = f"of the {len(surest):,} pairs it is surest about, {percent(seen)} are labelled the other way"
-        smoothing = round(min(seen.value, 0.45), 2)
-        yield Finding(LABEL_NOISE, scored.where, said, severity="amber", change={"reward.label_smoothing": smoothing})
-
-
-@detects(TOO_GOOD, kinds=("reward",))
-def above_the_ceiling(log: Log) -> Iterator[Finding]:
-    """Accuracy beyond what the annotators' agreement allows (data/agreement.py)."""
-    low, ceiling = log.number("accuracy_low"), log.number("ceiling")
-    if low > ceiling:
-        said = f"accuracy {log.number('accuracy'):.1%} (at least {low:.1%}) on {log.number('n'):.0f} pairs"
-        yield Finding(TOO_GOOD, log.where, f"{said}; annotators who agree as these do allow {ceiling:.1%}")
 
 
 WORDS = {"length_only": "length alone", "bag_of_words": "a bag of words"}
@@ -432,13 +313,13 @@ def percent(seen: Interval) -> str:
     return f"{seen.value:.1%}, {seen.low:.1%} to {seen.high:.1%}"
 
 
-def _accuracy(right: Floats, pairs: Sequence[Preference], confidence: float = SURE) -> Interval:
+def accuracy(right: Floats, pairs: Sequence[Preference], confidence: float = SURE) -> Interval:
     """The share of outcomes with its interval; pairs of one prompt stand and fall together."""
     n = len(right) / design_effect(right, [pair.prompt.id for pair in pairs])
     return wilson(float(right.mean()) * n, n, confidence=confidence)
 
 
-def _rivals(train: Sequence[Preference], held_out: Sequence[Preference]) -> dict[str, Floats]:
+def rivals(train: Sequence[Preference], held_out: Sequence[Preference]) -> dict[str, Floats]:
     """Margins of those who see length or words only; words alone are no shortcut where answers are a few words."""
     margins = Baselines.fit(evenly(train, SAMPLE // 2)).margins(held_out)
     if median(len(pair.chosen.split()) for pair in held_out) < FEW_WORDS:

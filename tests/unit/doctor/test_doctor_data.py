@@ -15,9 +15,11 @@ from bench.doctor_trial.faults_data import FAULTS, HEALTHY, pairs
 from assay.data.config import CleanConfig, FileSource
 from assay.data.prepared import Prepared, Splits
 from assay.doctor import data as doctor
-from assay.doctor.data import Data, Reading, Scored
+from assay.doctor import labels
+from assay.doctor.data import Data, Reading
 from assay.doctor.detector import Missing, examine
 from assay.doctor.finding import Finding
+from assay.doctor.labels import Scored
 from assay.doctor.log import Log
 from assay.errors import DataError
 from assay.types import Demonstration, Message, Preference, Prompt
@@ -202,13 +204,13 @@ def scored(margins: Sequence[float], source: str = "", train: Sequence[Preferenc
 @pytest.mark.parametrize(("right", "found"), [(40, False), (25, True)])
 def test_a_source_that_is_contradicted_more_often_than_by_chance(right: int, found: bool) -> None:
     judged = scored([1.0] * right + [-1.0] * (100 - right), "theirs")
-    assert names(doctor.against_people(judged)) == ["swapped-labels"] * found
+    assert names(labels.against_people(judged)) == ["swapped-labels"] * found
 
 
 def test_each_source_is_judged_by_itself() -> None:
     ours, theirs = scored([1.0] * 90 + [-1.0] * 10, "ours"), scored([-1.0] * 30, "theirs")
     both = Scored("reward", [*ours.pairs, *theirs.pairs], np.concatenate([ours.margins, theirs.margins]))
-    assert "of theirs" in only(doctor.against_people(both)).evidence
+    assert "of theirs" in only(labels.against_people(both)).evidence
 
 
 def test_a_model_is_asked_about_both_sides() -> None:
@@ -224,7 +226,7 @@ def test_labels_against_what_the_model_is_surest_of(noise: float, found: bool) -
     rng = np.random.default_rng(0)
     sure = rng.uniform(0, 4, 1000)
     margins = np.where(rng.random(1000) < noise, -sure, sure)
-    assert names(doctor.surest_contradicted(scored(margins.tolist()))) == ["label-noise"] * found
+    assert names(labels.surest_contradicted(scored(margins.tolist()))) == ["label-noise"] * found
 
 
 def test_disagreement_over_close_pairs_is_no_noise() -> None:
@@ -232,12 +234,12 @@ def test_disagreement_over_close_pairs_is_no_noise() -> None:
     gap = rng.uniform(0, 4, 2000)
     margins = np.where(rng.random(2000) < 1 / (1 + np.exp(-1.5 * gap)), gap, -gap)
     assert (margins < 0).mean() > 0.1
-    assert list(doctor.surest_contradicted(scored(margins.tolist()))) == []
+    assert list(labels.surest_contradicted(scored(margins.tolist()))) == []
 
 
 def test_a_model_at_chance_says_nothing_about_labels() -> None:
     with pytest.raises(Missing):
-        list(doctor.surest_contradicted(scored([1.0, -1.0] * 50)))
+        list(labels.surest_contradicted(scored([1.0, -1.0] * 50)))
 
 
 def rivalled(model_knows: bool) -> Scored:
@@ -254,10 +256,10 @@ def rivalled(model_knows: bool) -> Scored:
 
 
 def test_a_model_that_adds_nothing_to_length_took_the_shortcut() -> None:
-    assert only(doctor.no_better_than_a_trick(rivalled(False))).severity == "red"
-    assert list(doctor.no_better_than_a_trick(rivalled(True))) == []
+    assert only(labels.no_better_than_a_trick(rivalled(False))).severity == "red"
+    assert list(labels.no_better_than_a_trick(rivalled(True))) == []
     with pytest.raises(Missing):
-        list(doctor.no_better_than_a_trick(scored([1.0] * 50)))
+        list(labels.no_better_than_a_trick(scored([1.0] * 50)))
 
 
 def reported(**final: float) -> Log:
@@ -266,17 +268,17 @@ def reported(**final: float) -> Log:
 
 def test_accuracy_and_gap_below_chance_are_swapped_labels_and_one_of_them_is_not() -> None:
     low = {"accuracy": 0.3, "accuracy_high": 0.4, "reward_gap": -1.0, "reward_gap_high": -0.5}
-    assert names(doctor.below_chance(reported(**low))) == ["swapped-labels"]
+    assert names(labels.below_chance(reported(**low))) == ["swapped-labels"]
     for other in ({"reward_gap_high": 0.2}, {"accuracy_high": 0.51}):
-        assert list(doctor.below_chance(reported(**{**low, **other}))) == []
+        assert list(labels.below_chance(reported(**{**low, **other}))) == []
     with pytest.raises(Missing):
-        list(doctor.below_chance(reported(accuracy=0.3)))
+        list(labels.below_chance(reported(accuracy=0.3)))
 
 
 @pytest.mark.parametrize(("low", "found"), [(0.87, False), (0.916, True)])
 def test_more_accurate_than_the_annotators_agreement_allows(low: float, found: bool) -> None:
     log = reported(accuracy=0.94, accuracy_low=low, n=500, ceiling=0.88)
-    assert names(doctor.above_the_ceiling(log)) == ["too-good-to-be-true"] * found
+    assert names(labels.above_the_ceiling(log)) == ["too-good-to-be-true"] * found
 
 
 def test_without_a_ceiling_no_accuracy_is_too_good() -> None:

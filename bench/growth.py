@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import xlogy
 
-from assay.evaluation.statistics import Floats, Interval, percentile_interval, resampled_means
+from assay.statistics import Floats, Interval, percentile_interval, resampled_means
 
 RESAMPLES = 1000
 BASELINE = "single"

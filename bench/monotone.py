@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-from assay.evaluation.statistics import Floats, Interval, bootstrap_means
+from assay.statistics import Floats, Interval, bootstrap_means
 
 
 class Trend(NamedTuple):

@@ -23,12 +23,12 @@ from matplotlib.figure import Figure
 
 from assay import rng
 from assay.data.prepared import Prepared
-from assay.evaluation.statistics import Floats, Interval, bootstrap_mean
 from assay.models.roles import load_policy
 from assay.pipeline.evaluators import HARMFUL
 from assay.rollout import collect
 from assay.rollout.config import SamplingParams
 from assay.rollout.engine import Engine
+from assay.statistics import Floats, Interval, bootstrap_mean
 from assay.types import Prompt
 from assay.worlds.world import World, load_world
 

@@ -30,7 +30,6 @@ from assay import rng
 from assay.algorithms.bestof import expected_best_of_n, sampled_kl
 from assay.algorithms.ensemble import Aggregate
 from assay.data.prepared import Prepared
-from assay.evaluation.statistics import Floats, Interval
 from assay.models.readout import Readout
 from assay.models.roles import load_policy, load_reward_model
 from assay.rollout import collect
@@ -38,6 +37,7 @@ from assay.rollout.engine import Engine
 from assay.rollout.sampler import Generation
 from assay.stages.bestof import Answers, powers_of_two
 from assay.stages.config import PPOConfig
+from assay.statistics import Floats, Interval
 from assay.tracking.metrics import read_json_lines, read_metrics, series
 from assay.worlds.world import load_world
 

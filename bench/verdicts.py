@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.common import Run, change, interval, percent
 
-from assay.evaluation.statistics import paired_bootstrap
+from assay.statistics import paired_bootstrap
 from assay.tracking.metrics import read_json_lines
 from assay.tracking.report.checks import SLACK
 

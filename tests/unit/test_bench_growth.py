@@ -11,7 +11,7 @@ from bench.growth import BEST_OF_N, LEARNED, Fit, Form, best_of_n_study, finding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.evaluation.statistics import Floats
+from assay.statistics import Floats
 
 FORMS = pytest.mark.parametrize("form", [BEST_OF_N, LEARNED], ids=["best-of-n", "learned"])
 NUMBERS = st.floats(-3, 3)

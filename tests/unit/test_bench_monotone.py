@@ -10,7 +10,7 @@ from bench.monotone import steps, trend, verdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.evaluation.statistics import Interval
+from assay.statistics import Interval
 
 
 def rho(values: list[float]) -> float:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from assay.errors import ModelError
-from assay.evaluation.statistics import bootstrap_mean
 from assay.evaluation.text import References, reference_rows
+from assay.statistics import bootstrap_mean
 
 UNSEEN = -1
 """Key of the document weight of tokens that no reference holds."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from assay.evaluation.statistics import Floats, Numbers, numbers
 from assay.rng import numpy_rng
+from assay.statistics import Floats, Numbers, numbers
 
 BINS = 10
 SIMULATIONS = 200

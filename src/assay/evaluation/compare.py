@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from assay.errors import DataError
-from assay.evaluation.statistics import Numbers, numbers, percentile_interval, resampled_means, same_length
+from assay.statistics import Numbers, numbers, percentile_interval, resampled_means, same_length
 
 
 def compare(scores: Mapping[str, Numbers], *, seed: int) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import numpy as np
 from assay.data.ngrams import repetition
 from assay.errors import DataError
 from assay.evaluation.safety import is_refusal, refusal_report
-from assay.evaluation.statistics import Numbers, paired_bootstrap, same_length
 from assay.evaluation.text import References, text_report, words
 from assay.evaluation.winrate import win_rate
+from assay.statistics import Numbers, paired_bootstrap, same_length
 from assay.types import Completion
 
 Pair = tuple[Numbers, Numbers]

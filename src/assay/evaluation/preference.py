@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from assay.data.agreement import accuracy_ceiling
-from assay.evaluation.baselines import CHANCE, Baselines, against, length_margins, outcomes
+from assay.data.baselines import CHANCE, Baselines, against, length_margins, outcomes
 from assay.evaluation.calibration import reliability
-from assay.evaluation.statistics import (
+from assay.statistics import (
     Floats,
     Numbers,
     bootstrap_mean,

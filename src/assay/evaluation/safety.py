@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from assay.errors import DataError
-from assay.evaluation.statistics import proportion, same_length
+from assay.statistics import proportion, same_length
 
 OPENING = 300
 """Characters in which a refusal shows itself; later ones qualify an answer."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from assay.data.ngrams import ngrams, repetition
 from assay.errors import DataError
-from assay.evaluation.statistics import bootstrap_mean, proportion, same_length
+from assay.statistics import bootstrap_mean, proportion, same_length
 from assay.types import Completion
 
 References = Sequence[str] | Sequence[Sequence[str]]

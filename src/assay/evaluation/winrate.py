@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from assay.evaluation.statistics import Floats, Numbers, bootstrap_means, numbers, proportion, same_length, sign_test
+from assay.statistics import Floats, Numbers, bootstrap_means, numbers, proportion, same_length, sign_test
 
 FEWEST = 10
 """A bootstrap cannot draw what it has hardly seen: with fewer wins or losses than this, Wilson's interval."""

@@ -12,25 +12,26 @@ SMALL_MODEL = 100_000_000
 
 
 @functools.cache
-def bf16_speedup_on_cpu(size: int = 512, repeats: int = 5) -> float:
+def bf16_speedup_on_cpu() -> float:
     """How many times faster a bf16 matrix product is than an fp32 one on this CPU; the best of a few each.
 
     CPUs with bf16 units are about twice as fast in it, those without 100 to 300 times *slower*: however busy a machine
     is, it cannot be taken for the other kind, so that a run that goes on does so in the format in which it began.
     """
+    return product_seconds(torch.float32) / product_seconds(torch.bfloat16)
 
-    def seconds(dtype: torch.dtype) -> float:
-        # The emulated product of a CPU without units would take seconds at full size; an eighth of it shows the same.
-        a = torch.ones(size // 8, size, dtype=dtype)
-        b = torch.ones(size, size, dtype=dtype)
-        best = float("inf")
-        for _ in range(repeats):
-            began = time.perf_counter()
-            _ = a @ b
-            best = min(best, time.perf_counter() - began)
-        return best
 
-    return seconds(torch.float32) / seconds(torch.bfloat16)
+def product_seconds(dtype: torch.dtype, size: int = 512, repeats: int = 5) -> float:
+    """Seconds of one matrix product on this CPU, the best of a few."""
+    # The emulated product of a CPU without units would take seconds at full size; an eighth of it shows the same.
+    a = torch.ones(size // 8, size, dtype=dtype)
+    b = torch.ones(size, size, dtype=dtype)
+    best = float("inf")
+    for _ in range(repeats):
+        began = time.perf_counter()
+        _ = a @ b
+        best = min(best, time.perf_counter() - began)
+    return best
 
 
 def weight_dtype(device: str, parameters: int, *, trained: bool) -> torch.dtype:

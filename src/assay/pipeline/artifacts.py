@@ -30,7 +30,7 @@ CHECKPOINT = "checkpoint"
 LOGS = ("metrics.jsonl", "samples.jsonl")
 CODE = (
     *("algorithms", "data", "worlds", "models", "rollout", "rewards", "evaluation", "stages", "assets"),
-    *("rng.py", "types.py", "pipeline/evaluators.py", "pipeline/inputs.py"),
+    *("rng.py", "statistics.py", "types.py", "pipeline/evaluators.py", "pipeline/inputs.py"),
 )
 """Folders and files of the package that decide results; all others only schedule, store and show them."""
 OS_ERROR = re.compile(r"\(os error (\d+)\)")

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from assay.data.baselines import Baselines
 from assay.data.prepared import Prepared
-from assay.evaluation.baselines import Baselines
 from assay.evaluation.compare import compare
 from assay.evaluation.policy import policy_report
 from assay.evaluation.preference import preference_report
 from assay.evaluation.safety import is_refusal, refusal_report
-from assay.evaluation.statistics import bootstrap_mean, proportion
 from assay.evaluation.text import text_report
 from assay.evaluation.winrate import win_rate
 from assay.rewards import RewardFn
+from assay.statistics import bootstrap_mean, proportion
 from assay.types import Completion, Preference, Prompt
 from assay.worlds.world import World
 

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.data.baselines import STRENGTHS, Baselines, bag_of_words, length_only, outcomes
 from assay.errors import DataError
-from assay.evaluation.baselines import STRENGTHS, Baselines, bag_of_words, length_only, outcomes
 from assay.evaluation.preference import preference_report
-from assay.evaluation.statistics import wilson
+from assay.statistics import wilson
 from assay.types import Preference, Prompt
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from assay.data.agreement import accuracy_ceiling
+from assay.data.baselines import Baselines, outcomes
 from assay.data.ngrams import repetition
-from assay.evaluation.baselines import Baselines, outcomes
 from assay.evaluation.preference import preference_report
 from assay.evaluation.safety import is_refusal
-from assay.evaluation.statistics import Interval, bootstrap_mean
 from assay.evaluation.text import rouge, words
 from assay.evaluation.winrate import win_rate
+from assay.statistics import Interval, bootstrap_mean
 from assay.types import Preference, Prompt
 
 DESIGNED_ON = ("gpt4", "llama2orig", "mistralinstruct")

@@ -9,7 +9,7 @@ import pytest
 from assay.errors import DataError
 from assay.evaluation.policy import policy_report
 from assay.evaluation.safety import is_refusal, refusal_report
-from assay.evaluation.statistics import paired_bootstrap, wilson
+from assay.statistics import paired_bootstrap, wilson
 from assay.types import Completion, Prompt
 
 

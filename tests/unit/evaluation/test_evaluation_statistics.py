@@ -13,7 +13,7 @@ from tests.oracles.evaluation import slow_bootstrap_means, slow_cluster_variance
 
 from assay.data.agreement import accuracy_ceiling
 from assay.errors import DataError
-from assay.evaluation.statistics import (
+from assay.statistics import (
     Interval,
     binomial_test,
     bootstrap_mean,
@@ -152,7 +152,7 @@ def test_the_bootstrap_is_a_function_of_its_seed():
 def test_chunks_do_not_change_the_bootstrap_distribution(monkeypatch):
     values = np.random.default_rng(0).normal(size=50)
     whole = bootstrap_mean(values, seed=5)
-    monkeypatch.setattr("assay.evaluation.statistics.CHUNK", 50 * 7)
+    monkeypatch.setattr("assay.statistics.CHUNK", 50 * 7)
     chunked = bootstrap_mean(values, seed=5)
     assert (chunked.low, chunked.high) == pytest.approx((whole.low, whole.high))
 

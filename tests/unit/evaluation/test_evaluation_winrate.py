@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from assay.errors import DataError
-from assay.evaluation.statistics import wilson
 from assay.evaluation.winrate import win_rate
+from assay.statistics import wilson
 
 
 def test_the_report_by_hand():

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tests import tiny
 
+from assay.data.baselines import Baselines
 from assay.data.prepared import Prepared, Splits
 from assay.data.split import part_of
 from assay.evaluation import bertscore
-from assay.evaluation.baselines import Baselines
 from assay.models.roles import load_reward_model
 from assay.pipeline.evaluators import Evaluators
 from assay.pipeline.inputs import _judge

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from assay.evaluation.baselines import Baselines
+from assay.data.baselines import Baselines
 from assay.evaluation.preference import preference_report
 from assay.evaluation.safety import refusal_report
 from assay.evaluation.text import text_report

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from assay.evaluation.statistics import Floats, paired_bootstrap, proportion
+from assay.statistics import Floats, paired_bootstrap, proportion
 from assay.types import Preference
 
 CHANCE = 0.5

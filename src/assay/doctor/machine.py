@@ -1,0 +1,156 @@
+"""What is wrong around the training: settings that are text, a number format the machine has no units for, and a
+resumed run that lost its place in the data."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from assay.config import Config, check
+from assay.doctor.detector import Missing, detects
+from assay.doctor.finding import Finding, Mode
+from assay.document import Document, dotted, show
+
+if TYPE_CHECKING:
+    import torch
+
+SLOWER = 10.0
+"""CPUs with units for a format are at least as fast in it as in fp32, those without 100 to 300 times slower."""
+EXPONENT = re.compile(r"\s*[-+]?\d+[eE][-+]?\d+\s*")
+"""The numbers that YAML 1.1, and so PyYAML, reads as text: those with an exponent and no point."""
+WANTED = re.compile(r"must be (?:a|a whole) number\b")
+
+NUMBER_AS_TEXT = Mode(
+    1,
+    "number-as-text",
+    "machine",
+    "A number in the configuration is text",
+    "YAML 1.1 takes 1e-5 for a word, and quotes, commas and percent signs make words of numbers too.",
+    "Write the number plainly, with a point: 1.0e-5.",
+)
+SLOW_FORMAT = Mode(
+    48,
+    "slow-number-format",
+    "machine",
+    "Everything is a hundred times slower than it need be",
+    "The processor has no units for this number format and imitates it, one number at a time.",
+    "Use fp32 on this machine, which is what Assay measures and chooses by itself.",
+)
+RESUME_SKIPS = Mode(
+    50,
+    "resume-skips",
+    "machine",
+    "After a restart the data begin somewhere else",
+    "The place in the data is not part of the checkpoint, so a resumed run sees some examples twice and others never.",
+    "Save the loader's state with the weights, or make the order of the data a function of seed and step.",
+    ("overfitting",),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Keys at which a number must stand and text does."""
+
+    where: str
+    texts: Mapping[str, str]
+    refused: bool = True
+    """By a schema; otherwise the text is what its reader will hand to the trainer."""
+    kind: str = "settings"
+
+    @classmethod
+    def of(cls, document: Document, schema: type[Config]) -> Settings:
+        """What a schema refuses in a document because it is no number."""
+        faults = [fault for fault in check(schema, document, name=dotted)[1] if WANTED.search(fault.what)]
+        keys = {fault.what.partition(":")[0] for fault in faults}
+        return cls(document.source, {key: text for key, text in _texts(document.data) if key in keys})
+
+    @classmethod
+    def foreign(cls, where: str, values: Mapping[str, Any]) -> Settings:
+        """What another reader made of a file without a schema: only the numbers that it is known to leave as text."""
+        return cls(where, {key: text for key, text in _texts(values) if EXPONENT.fullmatch(text)}, refused=False)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The number format in use, and the seconds that one matrix product takes in each."""
+
+    where: str
+    used: str
+    seconds: Mapping[str, float]
+    kind: str = "machine"
+
+    @classmethod
+    def of(cls, where: str, used: torch.dtype) -> Machine:
+        """Measured on this processor."""
+        import torch
+
+        from assay.models.precision import product_seconds
+
+        formats = {torch.float32, used}
+        return cls(where, _plain(used), {_plain(dtype): product_seconds(dtype) for dtype in formats})
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Which examples every step was to take, and which it took."""
+
+    where: str
+    planned: Sequence[Sequence[int]]
+    taken: Sequence[Sequence[int]]
+    """As far as the run has come."""
+    kind: str = "cursor"
+
+
+@detects(NUMBER_AS_TEXT)
+def text_for_a_number(settings: Settings) -> Iterator[Finding]:
+    """Text where a number belongs."""
+    if settings.texts:
+        listed = ", ".join(f"{key} is {show(text)}" for key, text in settings.texts.items())
+        end = "refused before anything was loaded" if settings.refused else "and its reader hands it on as text"
+        change = {key: float(text) for key, text in settings.texts.items() if EXPONENT.fullmatch(text)}
+        yield Finding(NUMBER_AS_TEXT, settings.where, f"{listed}: {end}", sureness="certain", change=change)
+
+
+@detects(SLOW_FORMAT)
+def imitated(machine: Machine) -> Iterator[Finding]:
+    """A format in which products take many times as long as in fp32."""
+    if machine.used not in machine.seconds or "float32" not in machine.seconds:
+        raise Missing(f"no product was timed in {machine.used} and float32")
+    ratio = machine.seconds[machine.used] / machine.seconds["float32"]
+    if ratio > SLOWER:
+        said = f"a matrix product takes {ratio:.0f} times as long in {machine.used} as in float32"
+        yield Finding(SLOW_FORMAT, machine.where, said, sureness="certain")
+
+
+@detects(RESUME_SKIPS)
+def lost_its_place(cursor: Cursor) -> Iterator[Finding]:
+    """Steps that took other examples than planned."""
+    done = list(zip(cursor.planned, cursor.taken, strict=False))
+    if not done:
+        raise Missing("no step is recorded")
+    planned = Counter(example for batch, _ in done for example in batch)
+    taken = Counter(example for _, batch in done for example in batch)
+    first = next((step for step, (wanted, seen) in enumerate(done, 1) if Counter(wanted) != Counter(seen)), None)
+    if first is not None:
+        again, never = (taken - planned).total(), (planned - taken).total()
+        said = f"from step {first} on other examples than planned: {again:,} too often and {never:,} not at all"
+        yield Finding(RESUME_SKIPS, cursor.where, f"{said}, of {planned.total():,}", sureness="certain")
+
+
+def _texts(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Every text in nested settings, with its dotted key."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(inner, (*path, str(key)))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _texts(inner, (*path, number))
+    elif isinstance(value, str):
+        yield dotted(path), value
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

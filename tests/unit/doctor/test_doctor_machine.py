@@ -1,0 +1,57 @@
+"""What the doctor says about settings, number formats, and a run that was resumed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from assay.doctor import machine as doctor
+from assay.doctor.detector import Missing
+from assay.doctor.machine import Cursor, Machine, Settings
+from assay.document import read_yaml
+from assay.stages.config import RewardConfig
+
+
+def test_text_that_a_schema_refuses_for_a_number_is_named_with_its_key() -> None:
+    text = "id: seven\nepochs: two\noptim:\n  learning_rate: 5%\n  warmup: 0.1\n"
+    settings = Settings.of(read_yaml(text, "recipe.yaml"), RewardConfig)
+    assert settings.texts == {"epochs": "two", "optim.learning_rate": "5%"}
+    (finding,) = doctor.text_for_a_number(settings)
+    assert (finding.where, finding.change) == ("recipe.yaml", {})
+
+
+def test_numbers_however_they_are_written_and_faults_of_another_kind_are_no_text() -> None:
+    for text in ("optim: {learning_rate: 1e-5}", 'optim: {learning_rate: "1e-5"}', "id: '7'", "epochs: 0", "epoch: x"):
+        assert list(doctor.text_for_a_number(Settings.of(read_yaml(text, "r"), RewardConfig))) == []
+
+
+def test_without_a_schema_only_what_yaml_is_known_to_misread_is_named() -> None:
+    values = {"train": {"lr": "1e-5", "name": "3", "beta": "0.1", "stages": ["2E6", "e5"]}}
+    (finding,) = doctor.text_for_a_number(Settings.foreign("train.yaml", values))
+    assert finding.change == {"train.lr": 1e-5, "train.stages[0]": 2e6}
+
+
+@pytest.mark.parametrize(("ratio", "found"), [(0.5, False), (3.0, False), (60.0, True)])
+def test_a_format_that_is_imitated_is_many_times_slower(ratio: float, found: bool) -> None:
+    timed = Machine("machine", "bfloat16", {"float32": 0.001, "bfloat16": 0.001 * ratio})
+    assert bool(list(doctor.imitated(timed))) is found
+
+
+def test_a_format_that_was_not_timed_is_unchecked() -> None:
+    with pytest.raises(Missing):
+        list(doctor.imitated(Machine("machine", "bfloat16", {"float32": 0.001})))
+
+
+def test_formats_are_timed_on_this_machine() -> None:
+    assert Machine.of("machine", torch.float64).seconds.keys() == {"float32", "float64"}
+    assert list(doctor.imitated(Machine.of("machine", torch.float32))) == []
+
+
+def test_examples_that_come_again_or_never() -> None:
+    planned = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert list(doctor.lost_its_place(Cursor("sft", planned, planned[:2]))) == []  # it has not come further
+    assert list(doctor.lost_its_place(Cursor("sft", planned, [[1, 0], [3, 2]]))) == []
+    (finding,) = doctor.lost_its_place(Cursor("sft", planned, [[0, 1], [2, 3], [0, 1], [2, 3]]))
+    assert finding.evidence == "from step 3 on other examples than planned: 4 too often and 4 not at all, of 8"
+    with pytest.raises(Missing):
+        list(doctor.lost_its_place(Cursor("sft", planned, [])))

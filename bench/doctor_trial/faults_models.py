@@ -180,7 +180,7 @@ def scored_as(change: Callable[[Tensor, Sequence[str]], Tensor]) -> Iterator[Non
 
 
 def by_length(scores_NMO: Tensor, responses: Sequence[str]) -> Tensor:
-    return scores_NMO + 0.5 * torch.tensor([float(len(text)) for text in responses])[:, None, None]
+    return scores_NMO + 5 * torch.tensor([float(len(text)) for text in responses])[:, None, None]
 
 
 def in_the_prompt(self: RewardModel, batch: TokenBatch) -> Tensor:
@@ -194,13 +194,15 @@ def at_chance(folder: Path) -> list[Evidence]:
 
 
 def in_bf16(folder: Path) -> list[Evidence]:
-    with scored_as(lambda scores_NMO, _: (scores_NMO + OFFSET).bfloat16().float()):
-        return [reward_log(folder, epochs=1, optim={"learning_rate": 3e-4}, centring=0.0)]
+    """Scores as a head in bf16 gives them; what foreign reward models have no calibration for."""
+    rounded = scored_as(lambda scores_NMO, _: (scores_NMO + OFFSET).bfloat16().float())
+    with rounded, patch.object(reward, "calibrate", lambda model, pairs, size: torch.ones(1, 1)):
+        return [reward_log(folder, epochs=1, optim={"learning_rate": 1e-3}, centring=0.0)]
 
 
 def far_from_zero(folder: Path) -> list[Evidence]:
     with scored_as(lambda scores_NMO, _: scores_NMO + OFFSET):
-        return [reward_log(folder, centring=0.0)]
+        return [reward_log(folder)]
 
 
 def pays_for_length(folder: Path) -> list[Evidence]:
@@ -220,15 +222,17 @@ def few_pairs(folder: Path) -> list[Evidence]:
     def noisy(pairs: Sequence[Preference]) -> list[Preference]:
         return [Preference(p.prompt, p.rejected, p.chosen) if noise.random() < 0.25 else p for p in pairs]
 
-    many = noisy(toy_data().preferences.test * 8)
-    data = replace(toy_data(), preferences=Splits(noisy(toy_data().preferences.train * 2), many, many))
+    many = noisy([*toy_data().preferences.test] * 8)
+    data = replace(toy_data(), preferences=Splits(noisy([*toy_data().preferences.train] * 2), many, many))
     config, ctx = reward_config(epochs=2, validate_every=2), Memory(folder / "reward")
     given = inputs_of(data, sft_model())
 
     def drawn(pairs: Sequence[Preference], chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any]:
         some = noise.sample(range(len(pairs)), 50)
         assert given.evaluate_preferences is not None
-        return given.evaluate_preferences(*([column[i] for i in some] for column in (pairs, chosen, rejected)))
+        return given.evaluate_preferences(
+            [pairs[i] for i in some], [chosen[i] for i in some], [rejected[i] for i in some]
+        )
 
     return [log_of("reward", config, ctx, reward.run(config, replace(given, evaluate_preferences=drawn), ctx))]
 
@@ -264,7 +268,7 @@ def too_fast(folder: Path) -> list[Evidence]:
 
 def trivial_pairs(folder: Path) -> list[Evidence]:
     pairs = [Preference(q, "blue", f"{thing} grass fire") for q in QUESTIONS for thing in COLOURS]
-    data = replace(toy_data(), preferences=Splits(pairs * 24, pairs, pairs))
+    data = replace(toy_data(), preferences=Splits(pairs * 40, pairs, pairs))
     return [direct_log(folder, data, epochs=1)]
 
 
@@ -438,7 +442,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("constant-scores", "the score is read at the end of the prompt", reads_the_prompt),
     Fault("score-drift", "65 is added to every score", far_from_zero),
     Fault("not-finite", "fp16 with activations of 1e5", overflows),
-    Fault("length-bias", "half a point for every character", pays_for_length),
+    Fault("length-bias", "five points for every character", pays_for_length),
     Fault("overfitting", "one answer a question, thirty epochs", recites),
     Fault("stuck-at-ln2", "policy and reference share their weights", follows_itself),
     Fault("stuck-at-ln2", "the optimizer has copies of the weights", never_moves),

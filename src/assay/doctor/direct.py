@@ -52,6 +52,7 @@ NOTHING = 1e-7  # margins, in nats times β: rounding leaves less in fp32, and o
 FEWEST = 4  # steps before anything can be said of their course
 NO_GROWTH = 2.0  # standard errors
 EARLY = 0.1  # share of the data; the catalogue's
+SOON = 0.3  # share of the data by which enough pairs must have been seen, or it was not early
 EASY = 0.99
 ENOUGH = 128  # pairs that an accuracy of 99 % needs: with fewer it is luck
 LONGER = 1.5  # the catalogue's; healthy DPO on the embedded recipe stays below 1.2
@@ -129,8 +130,8 @@ def saturated_early(log: Log) -> Iterator[Finding]:
     window = math.ceil(ENOUGH / size)
     first = max(1, round(EARLY * steps))
     seen = accuracy.values[first : first + window]
-    if len(accuracy) < first + window:
-        raise Missing(f"{len(accuracy)} steps of {size} pairs are too few to say what a tenth of them taught")
+    if first + window > SOON * steps:
+        raise Missing(f"{steps:.0f} steps of {size} pairs are too few to say what the first tenth taught")
     if seen.mean() >= EASY:
         yield Finding(
             SATURATED,

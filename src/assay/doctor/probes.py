@@ -444,11 +444,13 @@ def sampler_differs(probe: PolicyProbe) -> Iterator[Finding]:
     if probe.engine is None or not probe.prompts:
         raise Missing("a sampler and prompts are needed")
     policy, params = probe.policy, SamplingParams(max_new_tokens=ANSWER)
+    if not same_twice(policy, probe.rows):
+        raise Missing("the policy gives other probabilities every time")
     drawn = probe.engine.generate(probe.prompts, params, seeds=[rng.derive(0, i) for i in range(len(probe.prompts))])
     sampled = torch.tensor([x for answer in drawn for x in answer.logprobs])
     trained = logprobs(policy, [answer.row for answer in drawn])
     kl = k3(sampled, trained).mean().item()
-    if kl > SAMPLER_KL and same_twice(policy, probe.rows):
+    if kl > SAMPLER_KL:
         difference = sampled - trained
         yield Finding(
             SAMPLER_DIFFERS,
@@ -483,7 +485,7 @@ def frozen_blocks(probe: PolicyProbe) -> Iterator[Finding]:
 
 @detects(TOKENIZER_MISMATCH, kinds=("policy-model",))
 def tokenizer_mismatch(probe: PolicyProbe) -> Iterator[Finding]:
-    """Embeddings of the tokens that occur, and how likely the texts are: less than by a guess, and the ids are wrong."""
+    """Embeddings of the tokens that occur, and how likely the texts are: less than by a guess means wrong ids."""
     policy = probe.policy
     weight = policy.model.get_input_embeddings().get_parameter("weight")
     used = sorted({i for row in probe.rows for i in row.ids})

@@ -20,7 +20,7 @@ REWARD_AT_CHANCE = Mode(
     "rate is too low, or the labels are noise.",
     "Start from the SFT model, let the head train, and raise `reward.optim.learning_rate`; ask the probe whether it "
     "can learn 32 pairs by heart: if not, the code is at fault, else the data or the rate.",
-    ("nothing-moves",),
+    ("nothing-moves", "score-drift", "length-bias"),
 )
 AGAINST_MARGIN = Mode(
     18,
@@ -47,7 +47,7 @@ CONSTANT_SCORES = Mode(
     "Every response has the same score",
     "The score does not depend on the response: it is read at a token that both share, or the head has died.",
     "Read the score at the last token that is no padding; if that is so, lower `reward.optim.learning_rate`.",
-    ("reward-at-chance", "accuracy-against-margin", "nothing-moves", "groups-without-signal"),
+    ("reward-at-chance", "accuracy-against-margin", "score-drift", "length-bias", "groups-without-signal"),
 )
 SCORE_DRIFT = Mode(
     23,
@@ -180,26 +180,25 @@ def against_margin(log: Log) -> Iterator[Finding]:
 
 @detects(FLUCTUATING, kinds=("reward",))
 def fluctuating(log: Log) -> Iterator[Finding]:
-    """Second differences of the accuracy, which a trend leaves out, against what so few pairs vary by anyway."""
+    """How far the accuracy falls back, which learning does not do, against what so few pairs vary by anyway."""
     from scipy.stats import chi2
 
     accuracy = log["eval/accuracy"].values
     if len(accuracy) < EVALUATIONS:
         raise Missing(f"{len(accuracy)} evaluations, and a variance needs {EVALUATIONS}")
     n = log["eval/n"].last
-    late = accuracy[len(accuracy) // 4 :]  # a model that begins to learn moves fast
-    bends = np.diff(late, 2)
-    observed = float((bends**2).mean()) / 6  # Var(x₁ − 2x₂ + x₃) = 6σ²
-    p = float(late.mean())
+    falls = np.diff(accuracy).clip(max=0)
+    observed = float((falls**2).mean())  # of noise alone: a difference has variance 2σ², and half of them are falls
+    p = float(accuracy.mean())
     expected = max(p * (1 - p), 0.25 / n) / n
     spread, ratio = math.sqrt(observed), observed / expected
     if spread < VISIBLE:
         return
     seen = (
         f"validation accuracy varies by ±{spread:.1%} between evaluations; {n:.0f} pairs alone make ±"
-        f"{math.sqrt(expected):.1%} (ratio of variances {ratio:.1f}, {len(late)} evaluations)"
+        f"{math.sqrt(expected):.1%} (ratio of variances {ratio:.1f}, {len(accuracy)} evaluations)"
     )
-    if chi2.sf(ratio * len(bends) / 2, len(bends) / 2) < SURE:  # neighbouring bends share points: half of them count
+    if chi2.sf(ratio * len(falls) / 2, len(falls) / 2) < SURE:  # only half of the differences are falls
         yield Finding(
             FLUCTUATING,
             log.where,

@@ -216,14 +216,11 @@ def reads_the_prompt(folder: Path) -> list[Evidence]:
 
 
 def few_pairs(folder: Path) -> list[Evidence]:
-    """Annotators are wrong in one case of four, and 50 other pairs are drawn for every validation."""
+    """Half of the comparisons are toss-ups, and 50 others are drawn for every validation."""
     noise = random.Random(0)
-
-    def noisy(pairs: Sequence[Preference]) -> list[Preference]:
-        return [Preference(p.prompt, p.rejected, p.chosen) if noise.random() < 0.25 else p for p in pairs]
-
-    many = noisy([*toy_data().preferences.test] * 8)
-    data = replace(toy_data(), preferences=Splits(noisy([*toy_data().preferences.train] * 2), many, many))
+    equal = [Preference(q, *noise.sample(("red", "amber"), 2)) for q in QUESTIONS for _ in range(30)]
+    clear = toy_data().preferences
+    data = replace(toy_data(), preferences=Splits([*equal, *clear.train], *[[*equal, *clear.test]] * 2))
     config, ctx = reward_config(epochs=2, validate_every=2), Memory(folder / "reward")
     given = inputs_of(data, sft_model())
 

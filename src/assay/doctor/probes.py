@@ -218,12 +218,20 @@ def scores(model: RewardModel, rows: Sequence[Row], *, padded: bool = False) -> 
     return model.score(replace(batch, rows=None) if padded else batch).float().cpu()
 
 
-@torch.no_grad()
-def logprobs(policy: Policy, rows: Sequence[Row], *, pads: str = "") -> Tensor:
+def logprobs(policy: Policy, rows: Sequence[Row], *, pads: str = "", gradient: bool = False) -> Tensor:
     """Log-probabilities [labels] of all rows in one batch; with pads on the "left" or "right" where that is said."""
+    if unknown_ids(policy, rows):
+        raise Missing("the rows hold ids that the model has no embedding for")
     batch = collate(rows, policy.pad_id, side="left" if pads == "left" else "right")
-    scored = policy.logprobs((replace(batch, rows=None) if pads else batch).to(policy.backbone.device))
+    with torch.set_grad_enabled(gradient):
+        scored = policy.logprobs((replace(batch, rows=None) if pads else batch).to(policy.backbone.device))
     return scored.logprobs_BR[scored.mask_BR].float().cpu()
+
+
+def unknown_ids(policy: Policy, rows: Sequence[Row]) -> list[int]:
+    """Ids that the model has no embedding for."""
+    known = len(policy.model.get_input_embeddings().get_parameter("weight"))
+    return sorted({i for row in rows for i in row.ids if i >= known})
 
 
 def apart(one: Policy, other: Policy, rows: Sequence[Row]) -> float:
@@ -470,7 +478,7 @@ def frozen_blocks(probe: PolicyProbe) -> Iterator[Finding]:
     if not ups:
         raise Missing("the policy has no adapter that trains")
     with unchanged(parameters):
-        loss = -policy.logprobs(collate(probe.rows, policy.pad_id).to(policy.backbone.device)).logprobs_BR.sum()
+        loss = -logprobs(policy, probe.rows, gradient=True).sum()
         if loss.requires_grad:
             loss.backward()
         still = [name for name, p in ups.items() if p.grad is None or not p.grad.any()]
@@ -488,12 +496,11 @@ def tokenizer_mismatch(probe: PolicyProbe) -> Iterator[Finding]:
     """Embeddings of the tokens that occur, and how likely the texts are: less than by a guess means wrong ids."""
     policy = probe.policy
     weight = policy.model.get_input_embeddings().get_parameter("weight")
-    used = sorted({i for row in probe.rows for i in row.ids})
-    beyond = [i for i in used if i >= len(weight)]
-    if beyond:
+    if beyond := unknown_ids(policy, probe.rows):
         seen = f"token {beyond[0]} occurs, and the model has {len(weight)} embeddings ({len(beyond)} such tokens)"
         yield Finding(TOKENIZER_MISMATCH, probe.where, seen, sureness="certain")
         return
+    used = sorted({i for row in probe.rows for i in row.ids})
     norms = weight.detach().float().norm(dim=1).cpu()
     median = norms.median().item()
     odd = [i for i in used if not UNTRAINED * median < norms[i] < OUTLIER * median]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import assay.doctor.reward  # noqa: F401  (their detectors)
+import assay.doctor.reward
 import assay.doctor.sft  # noqa: F401
 from assay.doctor.detector import examine
 from assay.doctor.finding import Finding

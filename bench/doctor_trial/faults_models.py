@@ -24,7 +24,7 @@ from assay.data.prepared import Prepared, Splits
 from assay.data.render import Renderer, Row
 from assay.doctor.detector import Evidence
 from assay.doctor.log import Log
-from assay.doctor.probes import PolicyProbe, PromptBatch, RewardProbe, StepProbe
+from assay.doctor.probes import LabelProbe, PolicyProbe, PromptBatch, RewardProbe, StepProbe
 from assay.models.backbone import Backbone
 from assay.models.config import LoraConfig
 from assay.models.policy import Policy, load_policy
@@ -137,6 +137,13 @@ def step_probe() -> StepProbe:
     )
 
 
+def label_probe(held_out: int) -> LabelProbe:
+    """All that is learnt is about the first three questions; the others begin with another word."""
+    pairs = [Preference(q, a, b) for q in QUESTIONS for i, a in enumerate(COLOURS) for b in COLOURS[:i]]
+    about = [[pair for pair in pairs if pair.prompt in QUESTIONS[start : start + 3]] for start in (0, held_out)]
+    return LabelProbe(load_reward_model(sft_model(), head_seed=0, max_length=32), *about)
+
+
 def prompt_batch(side: str) -> PromptBatch:
     policy = load_policy(sft_model(), trainable=False)
     policy.tokenizer.padding_side = side
@@ -148,7 +155,7 @@ def prompt_batch(side: str) -> PromptBatch:
 def healthy(folder: Path) -> list[Evidence]:
     """A run of each kind and a probe of each, without any fault."""
     logs: list[Evidence] = [sft_log(folder), reward_log(folder), direct_log(folder)]
-    return [*logs, reward_probe(), policy_probe(), step_probe(), prompt_batch("left")]
+    return [*logs, reward_probe(), policy_probe(), step_probe(), label_probe(3), prompt_batch("left")]
 
 
 # Faults in what is logged.
@@ -276,6 +283,10 @@ def longer_is_better(folder: Path) -> list[Evidence]:
 
 
 # Faults in models.
+
+
+def evaluates_on_train(folder: Path) -> list[Evidence]:
+    return [label_probe(0)]
 
 
 def with_dropout(model: Any, rate: float = 0.1) -> None:
@@ -435,6 +446,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("fluctuating-accuracy", "50 other pairs for every validation", few_pairs),
     Fault("fluctuating-accuracy", "scores in training mode, with dropout", scored_in_training_mode),
     Fault("padding-changes-score", "the score is read at the last column", reads_a_pad),
+    Fault("too-good-to-be-true", "the held-out pairs are those that are learnt", evaluates_on_train),
     Fault("head-lost", "the folder has no head", without_head),
     Fault("constant-scores", "the score is read at the end of the prompt", reads_the_prompt),
     Fault("score-drift", "65 is added to every score", far_from_zero),

@@ -2,6 +2,7 @@
 
     RewardProbe     score twice, alone and padded, after a reload; learn 32 pairs by heart
     PolicyProbe     padded and alone, reference and SFT model, sampler and trainer, adapters, tokenizer
+    LabelProbe      learn labels that mean nothing: nobody can know those of held-out pairs
     StepProbe       the gradient of one optimizer step, split in two ways
     PromptBatch     what generation is about to be given
 
@@ -29,7 +30,7 @@ from assay.data.pack import collate
 from assay.data.render import Row
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
-from assay.doctor.reward import CONSTANT, CONSTANT_SCORES, FLUCTUATING, NOT_FINITE, REWARD_AT_CHANCE
+from assay.doctor.reward import CONSTANT, CONSTANT_SCORES, FLUCTUATING, NOT_FINITE, REWARD_AT_CHANCE, SURE
 from assay.errors import ModelError
 from assay.models.backbone import Backbone
 from assay.models.load_reward import load_reward_model
@@ -55,6 +56,17 @@ TOKENIZER_MISMATCH = Mode(
     "The tokenizer is not the one that the model was trained with, or tokens were added and their rows never trained.",
     "Load the tokenizer from the model's own folder; give new tokens the mean of the old rows and train them.",
     ("not-finite", "eos-not-learned", "double-bos"),
+)
+TOO_GOOD = Mode(
+    12,
+    "too-good-to-be-true",
+    "data",
+    "More accurate than people agree",
+    "Nobody can predict one person's choices better than people agree with each other: the test data were seen in "
+    "training, or a trick gives the label away.",
+    "Look for copies of the test pairs in training (split-leak) and for a trick (shortcut); report neither number "
+    "before one is found.",
+    ("saturated-early",),
 )
 PADDING_CHANGES_SCORE = Mode(
     20,
@@ -189,6 +201,17 @@ class StepProbe:
     parameters: Mapping[str, Parameter]
     where: str = "sft"
     kind: str = "step"
+
+
+@dataclass(frozen=True)
+class LabelProbe:
+    """What is learnt from, what is held out, and a model to learn; nobody should know the labels of the latter."""
+
+    model: RewardModel
+    train: Sequence[Preference]
+    held_out: Sequence[Preference]
+    where: str = "data"
+    kind: str = "labels"
 
 
 @dataclass(frozen=True)
@@ -345,31 +368,69 @@ def by_heart(probe: RewardProbe) -> Iterator[Finding]:
     if not trained:
         raise Missing("the reward model was loaded without anything to train")
     rows = probe.rows[: 2 * BY_HEART]
-    chosen, rejected = rows[0::2], rows[1::2]
-    batch = collate([*chosen, *rejected], model.pad_id).to(model.backbone.device)
+    pairs = len(rows) // 2
     with unchanged(trained):
-        # Adam moves every weight by its rate, so that a state moves by rate · width.
-        optimizer = torch.optim.Adam(trained.values(), lr=0.1 / model.backbone.width)
-        right, loss = 0, torch.zeros(())
-        for _ in range(TRIES):
-            score = model.score(batch)
-            loss, _ = bradley_terry(score[: len(chosen)], score[len(chosen) :])
-            right = int((score[: len(chosen)] > score[len(chosen) :]).sum())
-            if right == len(chosen) or not loss.requires_grad:
-                break
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-    if right < LEARNT / BY_HEART * len(chosen):
+        loss = learn(model, rows)
+        found = scores(model, rows)
+    right = int((found[0::2] > found[1::2]).sum())
+    if right < LEARNT / BY_HEART * pairs:
         yield Finding(
             REWARD_AT_CHANCE,
             probe.where,
-            f"after {TRIES} steps on {len(chosen)} pairs it has {right} of them right, loss {loss.item():.3f}",
+            f"after {TRIES} steps on {pairs} pairs it has {right} of them right, loss {loss:.3f}",
             sureness="certain",
             cause="It cannot learn even a few pairs by heart: the fault is in the code, not in data or learning rate; "
             "no gradient reaches the weights, or the score does not depend on the response.",
             cure="Check that head and adapters require gradients and that the score is read at the last token.",
         )
+
+
+def learn(model: RewardModel, rows: Sequence[Row]) -> float:
+    """Steps on all pairs at once until each is right; rows are chosen, rejected, chosen … Returns the last loss."""
+    batch = collate([*rows[0::2], *rows[1::2]], model.pad_id).to(model.backbone.device)
+    # Adam moves every weight by its rate, so that a state moves by rate · width.
+    optimizer = torch.optim.Adam(model.parameters_trained().values(), lr=0.1 / model.backbone.width)
+    loss = torch.zeros(())
+    for _ in range(TRIES):
+        chosen, rejected = model.score(batch).chunk(2)
+        loss, _ = bradley_terry(chosen, rejected)
+        if not loss.requires_grad or bool((chosen > rejected).all()):
+            break
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+@detects(TOO_GOOD, kinds=("labels",))
+def tossed_labels(probe: LabelProbe) -> Iterator[Finding]:
+    """A coin is tossed for every pair, by its texts: only who has seen a pair can know how its coin fell."""
+    from scipy.stats import binomtest
+
+    rows, held = (
+        RewardProbe(probe.model, [tossed(pair) for pair in pairs]).rows for pairs in (probe.train, probe.held_out)
+    )
+    with unchanged(probe.model.parameters_trained()):
+        learn(probe.model, rows)
+        found = scores(probe.model, held)
+    right, n = int((found[0::2] > found[1::2]).sum()), len(found) // 2
+    p_value = binomtest(right, n, alternative="greater").pvalue
+    if p_value < SURE:
+        yield Finding(
+            TOO_GOOD,
+            probe.where,
+            f"after learning {len(rows) // 2} pairs whose labels a coin has drawn, {right} of {n} coins of held-out "
+            f"pairs are known (p = {p_value:.1e})",
+            sureness="certain",
+            cause="Held-out pairs, or copies of them, are among the pairs that are learnt from.",
+        )
+
+
+def tossed(pair: Preference) -> Preference:
+    """The same two answers, in the order that a coin says, whatever their label."""
+    one, other = sorted((pair.chosen, pair.rejected))
+    heads = rng.derive(0, "coin", pair.prompt.text, one, other) % 2
+    return Preference(pair.prompt, one, other) if heads else Preference(pair.prompt, other, one)
 
 
 @contextmanager

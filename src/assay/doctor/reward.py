@@ -61,7 +61,7 @@ SCORE_DRIFT = Mode(
 NOT_FINITE = Mode(
     24,
     "not-finite",
-    "machine",
+    "reward",
     "NaN or infinity",
     "A number grew beyond what its format can hold (fp16 ends at 65,504), or a logarithm or a division met zero.",
     "Use bf16 or fp32, compute logits and losses in fp32 (logsigmoid, not log of sigmoid); lower the learning rate.",

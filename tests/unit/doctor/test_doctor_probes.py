@@ -37,6 +37,7 @@ CHEAP = {
     "sampler-differs",
     "stuck-at-ln2",
     "tokenizer-mismatch",
+    "too-good-to-be-true",
 }
 
 

@@ -25,6 +25,7 @@ from assay.data.render import Renderer, Row
 from assay.doctor.detector import Evidence
 from assay.doctor.log import Log
 from assay.doctor.probes import LabelProbe, PolicyProbe, PromptBatch, RewardProbe, StepProbe
+from assay.models import reward_model as reward_module
 from assay.models.backbone import Backbone
 from assay.models.config import LoraConfig
 from assay.models.policy import Policy, load_policy
@@ -186,6 +187,10 @@ def scored_as(change: Callable[[Tensor, Sequence[str]], Tensor]) -> Iterator[Non
         yield
 
 
+uncalibrated = patch.object(reward_module, "preference_gain", lambda chosen, rejected: 1.0)
+"""As foreign reward models are."""
+
+
 def by_length(scores_NMO: Tensor, responses: Sequence[str]) -> Tensor:
     return scores_NMO + 5 * torch.tensor([float(len(text)) for text in responses])[:, None, None]
 
@@ -201,10 +206,11 @@ def at_chance(folder: Path) -> list[Evidence]:
 
 
 def in_bf16(folder: Path) -> list[Evidence]:
-    """Scores as a head in bf16 gives them; what foreign reward models have no calibration for."""
-    rounded = scored_as(lambda scores_NMO, _: (scores_NMO + OFFSET).bfloat16().float())
-    with rounded, patch.object(reward, "calibrate", lambda model, pairs, size: torch.ones(1, 1)):
-        return [reward_log(folder, epochs=1, optim={"learning_rate": 1e-3}, centring=0.0)]
+    """Scores as a head in bf16 gives them."""
+    data = toy_data()
+    data = replace(data, preferences=replace(data.preferences, test=[*data.preferences.test] * 4))
+    with scored_as(lambda scores_NMO, _: (scores_NMO + OFFSET).bfloat16().float()), uncalibrated:
+        return [reward_log(folder, data, epochs=1, optim={"learning_rate": 1e-3}, centring=0.0)]
 
 
 def far_from_zero(folder: Path) -> list[Evidence]:
@@ -213,7 +219,7 @@ def far_from_zero(folder: Path) -> list[Evidence]:
 
 
 def pays_for_length(folder: Path) -> list[Evidence]:
-    with scored_as(by_length):
+    with scored_as(by_length), uncalibrated:
         return [reward_log(folder)]
 
 
@@ -355,7 +361,8 @@ class Unmasked(Backbone):
     """Neither mask nor positions of padded rows reach the model."""
 
     def hidden(self, batch: TokenBatch, adapter: str | None = None) -> Tensor:
-        return self.forward(batch.input_ids, position_ids=batch.position_ids * 0, adapter=adapter)
+        columns = torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids)
+        return self.forward(batch.input_ids, position_ids=columns, adapter=adapter)
 
 
 def masks_dropped(folder: Path) -> list[Evidence]:
@@ -400,7 +407,7 @@ def samples_from_another(folder: Path) -> list[Evidence]:
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in other.model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=noise) * 0.2 * parameter.std())
+            parameter.add_(torch.randn(parameter.shape, generator=noise) * 0.5 * parameter.std())
     return [replace(probe, engine=Engine(other, Renderer(other.tokenizer, max_length=32), max_batch=16))]
 
 
@@ -463,7 +470,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("frozen-adapter-blocks", "re-entrant checkpointing of frozen inputs", checkpointed_again),
     Fault("wrong-reference", "the SFT adapter is off in the reference", adapter_off),
     Fault("kl-before-training", "dropout of 0.1 in the policy", learns_with_dropout),
-    Fault("sampler-differs", "the sampler's weights are off by a fifth of their spread", samples_from_another),
+    Fault("sampler-differs", "the sampler's weights are off by half of their spread", samples_from_another),
     Fault("tokenizer-mismatch", "a new token whose row is zero", untrained_token),
     Fault("tokenizer-mismatch", "the same words under other ids", another_tokenizer),
     Fault("accumulation-bias", "the mean of the micro-batches' means", mean_of_means),

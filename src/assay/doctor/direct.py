@@ -27,7 +27,7 @@ CHOSEN_FALLS = Mode(
     "The loss only asks for a difference: both answers may fall, and the probability goes to texts that nobody wrote.",
     "Raise `preference.beta`, lower `preference.optim.learning_rate`, or keep the chosen answers likely with "
     "`preference.nll_weight: 1.0`.",
-    ("repetition", "never-stops", "entropy-out-of-bounds", "length-growth", "empty-answers"),
+    ("repetition", "never-stops", "entropy-out-of-bounds", "length-growth", "empty-answers", "kl-blow-up"),
 )
 SATURATED = Mode(
     45,
@@ -48,7 +48,7 @@ LENGTH_GROWTH = Mode(
     ("never-stops",),
 )
 
-NOTHING = 1e-7  # margins, in nats times β: rounding leaves less in fp32, and one step of training more
+NOTHING = 1e-5  # margins, in nats times β: rounding of an answer's sum leaves less, some steps of training more
 FEWEST = 4  # steps before anything can be said of their course
 NO_GROWTH = 2.0  # standard errors
 EARLY = 0.1  # share of the data; the catalogue's
@@ -57,19 +57,21 @@ EASY = 0.99
 ENOUGH = 128  # pairs that an accuracy of 99 % needs: with fewer it is luck
 LONGER = 1.5  # the catalogue's; healthy DPO on the embedded recipe stays below 1.2
 MUCH_LONGER = 2.0
+SHRUNK = 0.6  # of the length before
 SPOILED = 0.05  # share of answers or of n-grams: healthy runs move by less than half of it
 
 
 @detects(STUCK, kinds=("preference",))
 def stuck(log: Log) -> Iterator[Finding]:
-    """The margin between policy and reference, which is 0 in the first step and never after it."""
+    """The margin between policy and reference, which is 0 in the first step and grows from there."""
     margin = log["train/reward_margin"]
     if len(margin) < FEWEST:
         raise Missing(f"{len(margin)} steps, and {FEWEST} are needed")
     later = margin.values[1:]
     loss = f"loss {log['train/loss'].last:.4f}" if "train/loss" in log else "loss unknown"
     seen = f"margin {later.mean():+.1e} on average over {len(later)} steps, {loss} (ln 2 = 0.6931)"
-    if abs(later).max() < NOTHING:
+    half = margin.tail(len(margin) // 2)
+    if abs(half).max() < NOTHING:
         moves = all(log[name].values.any() for name in ("train/grad_norm", "train/learning_rate") if name in log)
         yield Finding(
             STUCK,
@@ -81,7 +83,6 @@ def stuck(log: Log) -> Iterator[Finding]:
             else "No weight changes: gradient or learning rate is 0.",
         )
         return
-    half = margin.tail(len(margin) // 2)
     error = float(half.std()) / math.sqrt(len(half))
     if len(half) >= 10 and half.mean() < NO_GROWTH * error:
         yield Finding(
@@ -112,6 +113,9 @@ def chosen_falls(log: Log) -> Iterator[Finding]:
         for name, what in (("repetition", "repeated 4-grams"), ("truncated", "answers that never end"))
         if log.number(f"{name}_change_low") > 0 and log.number(f"{name}_change") > SPOILED
     ]
+    before_tokens, shrunk = log.number("length_tokens_before"), log.number("length_tokens_change_high")
+    if before_tokens + shrunk < SHRUNK * before_tokens:
+        harm.append(f"tokens an answer {before_tokens:.1f} → {log.number('length_tokens_after'):.1f}")
     if harm:
         yield Finding(
             CHOSEN_FALLS,

@@ -252,16 +252,18 @@ def score_drift(log: Log) -> Iterator[Finding]:
 
 @detects(LENGTH_BIAS, kinds=("reward",))
 def length_bias(log: Log) -> Iterator[Finding]:
-    """How much more often than people it prefers the longer response of the same pairs."""
+    """How much more often than they do it expects people to prefer the longer response, on the same pairs."""
     excess, low, high = (held_out(log, f"length_excess{end}") for end in ("", "_low", "_high"))
     beyond = max(low, -high)
     if beyond > TASTE:
         severity: Severity = "red" if beyond > STRONG_TASTE else "amber"
+        which = "longer" if excess > 0 else "shorter"
+        low, high = sorted((abs(low), abs(high)))
         yield Finding(
             LENGTH_BIAS,
             log.where,
-            f"prefers the {'longer' if excess > 0 else 'shorter'} response in {abs(excess):.1%} more of the pairs than "
-            f"people do [{min(abs(low), abs(high)):.1%}, {max(abs(low), abs(high)):.1%}]",
+            f"expects people to prefer the {which} response in {abs(excess):.1%} more of the pairs than they do "
+            f"[{low:.1%}, {high:.1%}]",
             severity,
         )
 

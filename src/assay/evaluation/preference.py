@@ -173,7 +173,9 @@ def _length_taste(margins: Floats, lengths: Floats, groups: Sequence[Hashable], 
     """How often model and people prefer the longer response of a pair, over pairs of unequal length.
 
     Keys: length, with n, labels_prefer_longer, model_prefers_longer, each with _low and _high, None if all lengths are
-    equal; length_excess, by how much the model's share is the larger, with its paired interval.
+    equal; length_excess, by how much the share that the model expects of people, the mean of σ(gap), is larger than
+    theirs, with its paired interval. (The share of its own choices would exceed it: a model has no doubts about a pair
+    that people are divided over.)
     """
     unequal = lengths != 0
     if not unequal.any():
@@ -185,7 +187,8 @@ def _length_taste(margins: Floats, lengths: Floats, groups: Sequence[Hashable], 
         **proportion(labels).named("labels_prefer_longer"),
         **proportion(model).named("model_prefers_longer"),
     }
-    excess = paired_bootstrap(labels, model, groups=_at(groups, unequal), seed=seed)
+    expected = 1 / (1 + np.exp(-(margins * np.sign(lengths))[unequal].clip(-50, 50)))
+    excess = paired_bootstrap(labels, expected, groups=_at(groups, unequal), seed=seed)
     return {"length": taste, **excess.named("length_excess")}
 
 

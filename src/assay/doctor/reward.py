@@ -254,8 +254,8 @@ def score_drift(log: Log) -> Iterator[Finding]:
 def length_bias(log: Log) -> Iterator[Finding]:
     """How much more often than they do it expects people to prefer the longer response, on the same pairs."""
     excess, low, high = (held_out(log, f"length_excess{end}") for end in ("", "_low", "_high"))
-    beyond = max(low, -high)
-    if beyond > TASTE:
+    beyond, expected = max(low, -high), held_out(log, "length_expected")
+    if beyond > TASTE and (expected - 0.5) * excess > 0:  # one that leans less than people do is not fooled
         severity: Severity = "red" if beyond > STRONG_TASTE else "amber"
         which = "longer" if excess > 0 else "shorter"
         low, high = sorted((abs(low), abs(high)))

@@ -9,7 +9,7 @@ import numpy as np
 
 from assay.data.agreement import accuracy_ceiling
 from assay.evaluation.baselines import CHANCE, Baselines, against, length_margins, outcomes
-from assay.evaluation.calibration import reliability
+from assay.evaluation.calibration import fit_temperature, reliability, sigmoid
 from assay.evaluation.statistics import (
     Floats,
     Numbers,
@@ -69,6 +69,7 @@ def preference_report(
         "baselines": {},
         "slices": {},
         "length": None,
+        "length_expected": None,
         "length_excess": None,
     }
     if pairs is None:
@@ -173,23 +174,23 @@ def _length_taste(margins: Floats, lengths: Floats, groups: Sequence[Hashable], 
     """How often model and people prefer the longer response of a pair, over pairs of unequal length.
 
     Keys: length, with n, labels_prefer_longer, model_prefers_longer, each with _low and _high, None if all lengths are
-    equal; length_excess, by how much the share that the model expects of people, the mean of σ(gap), is larger than
-    theirs, with its paired interval. (The share of its own choices would exceed it: a model has no doubts about a pair
-    that people are divided over.)
+    equal; length_expected, how often the model expects people to, and length_excess, by how much more than they do,
+    with its paired interval. Expected is the mean of σ(gap/T) with the best T: a model has no doubts about pairs that
+    people are divided over, so its own choices lean further than theirs though it has learnt nothing else.
     """
     unequal = lengths != 0
     if not unequal.any():
         none = {"n": 0, **dict.fromkeys(("labels_prefer_longer", "model_prefers_longer"))}
-        return {"length": none, "length_excess": None}
-    labels, model = outcomes(lengths[unequal]), outcomes((margins * np.sign(lengths))[unequal])
+        return {"length": none, "length_expected": None, "length_excess": None}
+    longer = margins * np.sign(lengths)
+    labels, expected = outcomes(lengths[unequal]), sigmoid(longer / fit_temperature(margins))[unequal]
     taste = {
         "n": int(unequal.sum()),
         **proportion(labels).named("labels_prefer_longer"),
-        **proportion(model).named("model_prefers_longer"),
+        **proportion(outcomes(longer[unequal])).named("model_prefers_longer"),
     }
-    expected = 1 / (1 + np.exp(-(margins * np.sign(lengths))[unequal].clip(-50, 50)))
     excess = paired_bootstrap(labels, expected, groups=_at(groups, unequal), seed=seed)
-    return {"length": taste, **excess.named("length_excess")}
+    return {"length": taste, "length_expected": float(expected.mean()), **excess.named("length_excess")}
 
 
 def _at(values: Sequence[Hashable], rows: np.ndarray) -> list[Hashable]:

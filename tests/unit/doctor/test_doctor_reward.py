@@ -27,6 +27,7 @@ HEALTHY = {
     "score_std": 1.5,
     "reward_gap_std": 1.6,
     "temperature": 0.8,
+    "length_expected": 0.56,
     "length_excess": 0.03,
     "length_excess_low": 0.0,
     "length_excess_high": 0.06,
@@ -146,11 +147,21 @@ def test_a_mean_of_five_standard_deviations_is_drift(mean: float, alarm: bool) -
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "severity"),
-    [(0.09, 0.3, None), (0.11, 0.3, "amber"), (0.21, 0.3, "red"), (-0.3, -0.21, "red"), (-0.3, -0.09, None)],
+    ("expected", "low", "high", "severity"),
+    [
+        (0.7, 0.09, 0.3, None),
+        (0.7, 0.11, 0.3, "amber"),
+        (0.7, 0.21, 0.3, "red"),
+        (0.3, -0.3, -0.21, "red"),
+        (0.3, -0.3, -0.09, None),
+        (0.4, 0.21, 0.3, None),  # people prefer the shorter more than it knows
+    ],
 )
-def test_a_taste_for_length_beyond_the_peoples_own(low: float, high: float, severity: str | None) -> None:
-    report = {"length_excess": (low + high) / 2, "length_excess_low": low, "length_excess_high": high}
+def test_a_taste_for_length_beyond_the_peoples_own(
+    expected: float, low: float, high: float, severity: str | None
+) -> None:
+    interval = {"length_excess": (low + high) / 2, "length_excess_low": low, "length_excess_high": high}
+    report = {"length_expected": expected, **interval}
     finding = found(reward_log(report)).get("length-bias")
     assert (finding.severity if finding else None) == severity
 

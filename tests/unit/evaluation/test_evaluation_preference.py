@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -181,7 +180,9 @@ def test_the_taste_for_length_of_model_and_people():
     assert report["n"] == 3
     assert report["labels_prefer_longer"] == pytest.approx(2 / 3)
     assert report["model_prefers_longer"] == 1.0
-    assert whole["length_excess"] == pytest.approx(1 / (1 + math.exp(-1)) - 2 / 3)  # it is never surer than that
+    # Gaps 1, −1, 1 and Platt's target 4/5: 2(4/5 − p) = 4/5 − (1 − p), so p = σ(1/T) = 3/5, and longer always gains 1.
+    assert whole["length_expected"] == pytest.approx(0.6)
+    assert whole["length_excess"] == pytest.approx(0.6 - 2 / 3)
     assert whole["length_excess_low"] < whole["length_excess"] < whole["length_excess_high"]
     assert whole["score_std"] == pytest.approx(0.5)
     assert whole["reward_gap_std"] == pytest.approx((8 / 9) ** 0.5)  # gaps 1, −1, 1

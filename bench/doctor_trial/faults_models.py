@@ -141,8 +141,8 @@ def step_probe() -> StepProbe:
 def label_probe(held_out: int) -> LabelProbe:
     """All that is learnt is about the first three questions; the others begin with another word."""
     pairs = [Preference(q, a, b) for q in QUESTIONS for i, a in enumerate(COLOURS) for b in COLOURS[:i]]
-    about = [[pair for pair in pairs if pair.prompt in QUESTIONS[start : start + 3]] for start in (0, held_out)]
-    return LabelProbe(load_reward_model(sft_model(), head_seed=0, max_length=32), *about)
+    train, held = ([pair for pair in pairs if pair.prompt in QUESTIONS[start : start + 3]] for start in (0, held_out))
+    return LabelProbe(load_reward_model(sft_model(), head_seed=0, max_length=32), train, held)
 
 
 def prompt_batch(side: str) -> PromptBatch:
@@ -231,7 +231,8 @@ def reads_the_prompt(folder: Path) -> list[Evidence]:
 def few_pairs(folder: Path) -> list[Evidence]:
     """Half of the comparisons are toss-ups, and 50 others are drawn for every validation."""
     noise = random.Random(0)
-    equal = [Preference(q, *noise.sample(("red", "amber"), 2)) for q in QUESTIONS for _ in range(30)]
+    tossed = [noise.sample(("red", "amber"), 2) for _ in range(30)]
+    equal = [Preference(q, one, other) for q in QUESTIONS for one, other in tossed]
     clear = toy_data().preferences
     data = replace(toy_data(), preferences=Splits([*equal, *clear.train], *[[*equal, *clear.test]] * 2))
     config, ctx = reward_config(epochs=2, validate_every=2), Memory(folder / "reward")

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-import assay.doctor.direct  # noqa: F401  (its detectors)
-from assay.doctor.detector import examine
+from assay.doctor import direct
+from assay.doctor.detector import DETECTORS, examine
 from assay.doctor.finding import Finding
 from assay.doctor.log import Log
 from assay.tracking.metrics import MetricsLine
 
+MINE = [d for d in DETECTORS if d.find.__module__ == direct.__name__]
 GROWING = [0.0, *(0.01 * i for i in range(1, 60))]
 SAMPLES = {
     "repetition_before": 0.01,
@@ -29,7 +30,7 @@ SAMPLES = {
 }
 
 
-def log(final: dict[str, Any] | None = None, foreign: bool = False, **series: list[float]) -> Log:
+def log(final: dict[str, Any] | None = None, foreign: bool = False, **series: Any) -> Log:
     healthy = {
         "train/loss": [0.69 - 0.002 * i for i in range(60)],
         "train/reward_margin": GROWING,
@@ -45,7 +46,7 @@ def log(final: dict[str, Any] | None = None, foreign: bool = False, **series: li
 
 
 def found(given: Log) -> dict[str, Finding]:
-    return {finding.mode.name: finding for finding in examine([given]).findings}
+    return {finding.mode.name: finding for finding in examine([given], MINE).findings}
 
 
 def test_a_healthy_run_has_no_finding() -> None:
@@ -110,10 +111,14 @@ def test_answers_that_grow_by_half_are_told_and_twice_as_long_ones_are_red(low: 
 
 
 def test_what_a_log_does_not_have_is_unchecked() -> None:
-    given = examine([Log("preference", "here")])
+    given = examine([Log("preference", "here")], MINE)
     names = {"stuck-at-ln2", "chosen-falls", "saturated-early", "length-growth"}
     assert {unchecked.mode.name for unchecked in given.unchecked} >= names
-    why = [u.why for u in examine([log(train__accuracy=[1.0] * 40)]).unchecked if u.mode.name == "saturated-early"]
+    why = [
+        u.why for u in examine([log(train__accuracy=[1.0] * 40)], MINE).unchecked if u.mode.name == "saturated-early"
+    ]
     assert why == []  # 4 + 8 of 40 steps
-    why = [u.why for u in examine([log(train__accuracy=[1.0] * 36)]).unchecked if u.mode.name == "saturated-early"]
+    why = [
+        u.why for u in examine([log(train__accuracy=[1.0] * 36)], MINE).unchecked if u.mode.name == "saturated-early"
+    ]
     assert why == ["36 steps of 16 pairs are too few to say what the first tenth taught"]

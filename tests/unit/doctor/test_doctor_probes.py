@@ -11,15 +11,12 @@ import torch
 from bench.doctor_trial import faults_models as trial
 from bench.doctor_trial.fault import Fault
 
-import assay.doctor.direct
-import assay.doctor.probes
-import assay.doctor.reward
-import assay.doctor.sft  # noqa: F401  (their detectors)
 from assay.data.pack import collate
+from assay.doctor import direct, probes, reward, sft
 from assay.doctor.detector import DETECTORS, examine
 from assay.doctor.probes import PolicyProbe
 
-MINE = [d for d in DETECTORS if d.find.__module__.rsplit(".", 1)[1] in ("direct", "probes", "reward", "sft")]
+MINE = [d for d in DETECTORS if d.find.__module__ in [part.__name__ for part in (direct, probes, reward, sft)]]
 """What this file is about, whichever other detectors the session has imported."""
 
 CHEAP = {

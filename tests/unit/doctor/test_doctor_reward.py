@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-import assay.doctor.reward
-import assay.doctor.sft  # noqa: F401
-from assay.doctor.detector import examine
+from assay.doctor import reward, sft
+from assay.doctor.detector import DETECTORS, examine
 from assay.doctor.finding import Finding
 from assay.doctor.log import Log
 from assay.tracking.metrics import MetricsLine
+
+MINE = [d for d in DETECTORS if d.find.__module__ in (reward.__name__, sft.__name__)]
 
 HEALTHY = {
     "n": 1000,
@@ -34,9 +35,7 @@ HEALTHY = {
 }
 
 
-def log(
-    series: dict[str, list[float]], final: dict[str, Any] | None = None, kind: str = "reward", **config: Any
-) -> Log:
+def log(series: Any, final: dict[str, Any] | None = None, kind: str = "reward", **config: Any) -> Log:
     """Values from step 1 on; validation every tenth step."""
     lines = [
         MetricsLine((step + 1) * (10 if name.startswith("eval/") else 1), 0.0, {name: value})
@@ -46,7 +45,7 @@ def log(
     return Log.of(kind, "here", lines, final=final or {}, config={"batch_size": 16, "epochs": 2, **config})
 
 
-def reward_log(final: dict[str, Any] | None = None, accuracy: float = 0.8, **series: list[float]) -> Log:
+def reward_log(final: dict[str, Any] | None = None, accuracy: float = 0.8, **series: Any) -> Log:
     trained = {"train/loss": [0.69] * 5 + [0.5] * 35, "train/accuracy": [accuracy] * 40}
     evaluated = {"eval/accuracy": [0.78, 0.79, 0.80, 0.79, 0.80, 0.80], "eval/n": [1000.0] * 6}
     named = {name.replace("__", "/"): values for name, values in series.items()}
@@ -54,12 +53,12 @@ def reward_log(final: dict[str, Any] | None = None, accuracy: float = 0.8, **ser
 
 
 def found(given: Log) -> dict[str, Finding]:
-    return {finding.mode.name: finding for finding in examine([given]).findings}
+    return {finding.mode.name: finding for finding in examine([given], MINE).findings}
 
 
 def test_a_healthy_reward_model_and_a_healthy_sft_have_no_finding() -> None:
-    sft = log({"train/loss": [2.0, 1.0, 0.8, 0.7] * 10, "eval/loss": [1.0, 0.9, 0.85, 0.852]}, kind="sft")
-    assert examine([reward_log(), sft]).findings == ()
+    tuned = log({"train/loss": [2.0, 1.0, 0.8, 0.7] * 10, "eval/loss": [1.0, 0.9, 0.85, 0.852]}, kind="sft")
+    assert examine([reward_log(), tuned], MINE).findings == ()
 
 
 def test_an_accuracy_whose_interval_has_a_half_inside_is_a_guess() -> None:
@@ -133,7 +132,7 @@ def test_scores_without_any_spread_are_constant(spread: float, within: float, al
 
 def test_constant_scores_are_the_cause_of_ties_and_of_a_guess() -> None:
     report = {"reward_gap_std": 0.0, "ties": 1000, "accuracy": 0.5, "accuracy_low": 0.47, "accuracy_high": 0.53}
-    given = examine([reward_log(report, accuracy=0.5)])
+    given = examine([reward_log(report, accuracy=0.5)], MINE)
     assert [cause.mode.name for cause in given.causes] == ["constant-scores"]
     assert len(given.findings) == 3
 
@@ -194,12 +193,12 @@ def test_overfitting_is_a_validation_loss_that_rises_twice_above_a_low_training_
 
 
 def test_what_a_log_does_not_have_is_unchecked() -> None:
-    given = examine([log({"train/loss": [0.7] * 10})])
+    given = examine([log({"train/loss": [0.7] * 10})], MINE)
     assert given.findings == ()
     missing = {unchecked.mode.name for unchecked in given.unchecked}
     everything = {"reward-at-chance", "accuracy-against-margin", "fluctuating-accuracy", "constant-scores"}
     assert missing >= everything | {"score-drift", "length-bias", "overfitting"}
-    few = examine([reward_log(eval__accuracy=[0.8] * 4)])
+    few = examine([reward_log(eval__accuracy=[0.8] * 4)], MINE)
     assert [u.why for u in few.unchecked if u.mode.name == "fluctuating-accuracy"] == [
         "4 evaluations, and a variance needs 5"
     ]

@@ -9,13 +9,14 @@ import numpy as np
 
 from assay.data.agreement import accuracy_ceiling
 from assay.data.baselines import CHANCE, Baselines, against, length_margins, outcomes
-from assay.evaluation.calibration import reliability
+from assay.evaluation.calibration import fit_temperature, reliability, sigmoid
 from assay.statistics import (
     Floats,
     Numbers,
     bootstrap_mean,
     design_effect,
     numbers,
+    paired_bootstrap,
     proportion,
     same_length,
     sign_test,
@@ -55,6 +56,8 @@ def preference_report(
         **_accuracy(margins, groups, seed),
         "chosen_mean": float(up.mean()),
         "rejected_mean": float(down.mean()),
+        "score_std": float(np.concatenate([up, down]).std()),
+        "reward_gap_std": float(margins.std()),
         "prompts": len(set(groups)),
         "design_effect": design_effect(outcomes(margins), groups),
         "ece": calibration["ece"],
@@ -66,6 +69,8 @@ def preference_report(
         "baselines": {},
         "slices": {},
         "length": None,
+        "length_expected": None,
+        "length_excess": None,
     }
     if pairs is None:
         notes.append("baselines, slices, length: the pairs themselves were not given")
@@ -156,7 +161,7 @@ def _text_side(
             "source": _slices([pair.prompt.source for pair in pairs], part),
             "kind": _slices([pair.prompt.kind for pair in pairs], part),
         },
-        "length": _length_taste(margins, length_margins(pairs)),
+        **_length_taste(margins, length_margins(pairs), groups, seed),
     }
 
 
@@ -165,19 +170,27 @@ def _slices(names: Sequence[str], part: Callable[[np.ndarray], dict[str, Any]]) 
     return {name: part(np.array([other == name for other in names])) for name in sorted(set(names)) if name}
 
 
-def _length_taste(margins: Floats, lengths: Floats) -> dict[str, Any]:
+def _length_taste(margins: Floats, lengths: Floats, groups: Sequence[Hashable], seed: int) -> dict[str, Any]:
     """How often model and people prefer the longer response of a pair, over pairs of unequal length.
 
-    Keys: n, labels_prefer_longer, model_prefers_longer, each with _low and _high; None if all lengths are equal.
+    Keys: length, with n, labels_prefer_longer, model_prefers_longer, each with _low and _high, None if all lengths are
+    equal; length_expected, how often the model expects people to, and length_excess, by how much more than they do,
+    with its paired interval. Expected is the mean of σ(gap/T) with the best T: a model has no doubts about pairs that
+    people are divided over, so its own choices lean further than theirs though it has learnt nothing else.
     """
     unequal = lengths != 0
     if not unequal.any():
-        return {"n": 0, **dict.fromkeys(("labels_prefer_longer", "model_prefers_longer"))}
-    return {
+        none = {"n": 0, **dict.fromkeys(("labels_prefer_longer", "model_prefers_longer"))}
+        return {"length": none, "length_expected": None, "length_excess": None}
+    longer = margins * np.sign(lengths)
+    labels, expected = outcomes(lengths[unequal]), sigmoid(longer / fit_temperature(margins))[unequal]
+    taste = {
         "n": int(unequal.sum()),
-        **proportion(outcomes(lengths[unequal])).named("labels_prefer_longer"),
-        **proportion(outcomes((margins * np.sign(lengths))[unequal])).named("model_prefers_longer"),
+        **proportion(labels).named("labels_prefer_longer"),
+        **proportion(outcomes(longer[unequal])).named("model_prefers_longer"),
     }
+    excess = paired_bootstrap(labels, expected, groups=_at(groups, unequal), seed=seed)
+    return {"length": taste, "length_expected": float(expected.mean()), **excess.named("length_excess")}
 
 
 def _at(values: Sequence[Hashable], rows: np.ndarray) -> list[Hashable]:

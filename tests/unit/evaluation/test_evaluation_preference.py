@@ -175,10 +175,17 @@ def test_slices_are_the_report_of_their_own_pairs():
 
 def test_the_taste_for_length_of_model_and_people():
     pairs = [pair(0, "longer text", "short"), pair(1, "short", "longer text"), pair(2, "longer text", "short")]
-    report = preference_report([1.0, 0.0, 1.0], [0.0, 1.0, 0.0], pairs=pairs, seed=0)["length"]
+    whole = preference_report([1.0, 0.0, 1.0], [0.0, 1.0, 0.0], pairs=pairs, seed=0)
+    report = whole["length"]
     assert report["n"] == 3
     assert report["labels_prefer_longer"] == pytest.approx(2 / 3)
     assert report["model_prefers_longer"] == 1.0
+    # Gaps 1, −1, 1 and Platt's target 4/5: 2(4/5 − p) = 4/5 − (1 − p), so p = σ(1/T) = 3/5, and longer always gains 1.
+    assert whole["length_expected"] == pytest.approx(0.6)
+    assert whole["length_excess"] == pytest.approx(0.6 - 2 / 3)
+    assert whole["length_excess_low"] < whole["length_excess"] < whole["length_excess_high"]
+    assert whole["score_std"] == pytest.approx(0.5)
+    assert whole["reward_gap_std"] == pytest.approx((8 / 9) ** 0.5)  # gaps 1, −1, 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,478 @@
+"""Faults in SFT, reward models and direct preference optimisation, and in the models themselves."""
+
+from __future__ import annotations
+
+import functools
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from bench.doctor_trial.fault import Fault
+from safetensors.torch import load_file, save_file
+from tests.unit.stages.toy import COLOURS, QUESTIONS, Memory, toy_data, toy_model
+from torch import Tensor
+from torch.nn import Parameter
+
+from assay.data.pack import TokenBatch
+from assay.data.prepared import Prepared, Splits
+from assay.data.render import Renderer, Row
+from assay.doctor.detector import Evidence
+from assay.doctor.log import Log
+from assay.doctor.probes import LabelProbe, PolicyProbe, PromptBatch, RewardProbe, StepProbe
+from assay.models import reward_model as reward_module
+from assay.models.backbone import Backbone
+from assay.models.config import LoraConfig
+from assay.models.policy import Policy, load_policy
+from assay.models.roles import RewardModel, load_reward_model
+from assay.pipeline.evaluators import Evaluators
+from assay.rollout.engine import Engine
+from assay.stages import causal, preference, reward, sft
+from assay.stages.config import OptimConfig, PreferenceConfig, RewardConfig, SFTConfig
+from assay.stages.context import StageInputs
+from assay.stages.direct import Learner
+from assay.tracking.metrics import MetricsLine
+from assay.types import Demonstration, Preference, Prompt
+
+LORA = LoraConfig(r=8, alpha=16, target_modules=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
+OFFSET = 65.0
+ASKED = tuple(Prompt.ask(f"{ask} {a} {b}?") for ask in ("what is", "name") for a in COLOURS for b in COLOURS)
+
+
+# What is healthy, before a fault is put into it.
+
+
+@functools.cache
+def sft_model() -> Path:
+    """The toy's SFT model, trained once in a process."""
+    folder = Path(tempfile.mkdtemp(prefix="doctor-"))
+    base = toy_model(folder / "base")
+    config = SFTConfig(epochs=12, batch_size=16, max_length=32, optim=OptimConfig(learning_rate=1e-2))
+    sft.run(config, StageInputs(toy_data(), str(base)), Memory(folder / "sft"))
+    return folder / "sft"
+
+
+@functools.cache
+def reward_model() -> Path:
+    """The toy's reward model, trained once in a process."""
+    folder = Path(tempfile.mkdtemp(prefix="doctor-"))
+    reward.run(reward_config(), StageInputs(toy_data(), str(sft_model())), Memory(folder))
+    return folder
+
+
+def inputs_of(data: Prepared, base: Path) -> StageInputs:
+    """As the pipeline gives them: with evaluators."""
+    said = Evaluators(data, seed=0, train=data.preferences.train)
+    return StageInputs(
+        data,
+        str(base),
+        evaluate_preferences=said.preferences,
+        evaluate_policy=said.policy,
+        mean=said.mean,
+        share=said.share,
+    )
+
+
+def log_of(kind: str, config: Any, ctx: Memory, report: dict[str, Any]) -> Log:
+    lines = [MetricsLine(step, 0.0, dict(metrics)) for step, metrics in ctx.logged.items()]
+    return Log.of(kind, kind, lines, final=report, config=config.model_dump(mode="json"))
+
+
+def reward_config(**changes: Any) -> RewardConfig:
+    plain = {"epochs": 6, "batch_size": 10, "max_length": 32, "optim": {"learning_rate": 3e-3}, "validate_every": 5}
+    return RewardConfig.model_validate({**plain, **changes})
+
+
+def reward_log(folder: Path, data: Prepared | None = None, **changes: Any) -> Log:
+    data, config, ctx = data or toy_data(), reward_config(**changes), Memory(folder / "reward")
+    return log_of("reward", config, ctx, reward.run(config, inputs_of(data, sft_model()), ctx))
+
+
+def sft_log(folder: Path, data: Prepared | None = None, **changes: Any) -> Log:
+    plain = {"epochs": 4, "batch_size": 16, "max_length": 32, "optim": {"learning_rate": 3e-3}, "validate_every": 4}
+    config, ctx = SFTConfig.model_validate({**plain, **changes}), Memory(folder / "sft")
+    base = toy_model(folder / "base")
+    return log_of("sft", config, ctx, sft.run(config, inputs_of(data or toy_data(), base), ctx))
+
+
+def direct_log(folder: Path, data: Prepared | None = None, **changes: Any) -> Log:
+    plain = {
+        "epochs": 2,
+        "batch_size": 16,
+        "max_length": 32,
+        "optim": {"learning_rate": 3e-4, "schedule": "constant"},
+        "sampling": {"max_new_tokens": 12},
+        "validate_every": 3,
+    }
+    data = data or toy_data()
+    data = replace(data, prompts=replace(data.prompts, test=ASKED))
+    config, ctx = PreferenceConfig.model_validate({**plain, **changes}), Memory(folder / "preference")
+    return log_of("preference", config, ctx, preference.run(config, inputs_of(data, sft_model()), ctx))
+
+
+def reward_probe(**changes: Any) -> RewardProbe:
+    model = load_reward_model(reward_model(), max_length=32)
+    return replace(RewardProbe(model, toy_data().preferences.test[::3]), **changes)
+
+
+def policy_probe(policy: Policy | None = None, **changes: Any) -> PolicyProbe:
+    policy = policy or load_policy(sft_model(), lora=LORA)
+    renderer = Renderer(policy.tokenizer, max_length=32)
+    answers = [" ".join(COLOURS[: 1 + i % 4]) for i in range(len(QUESTIONS))]
+    rows = [row for row in renderer.rows(list(zip(QUESTIONS, answers, strict=True))) if row]
+    frozen = load_policy(sft_model(), trainable=False)
+    plain: dict[str, Any] = {"reference": frozen, "sft": frozen, "engine": Engine(policy, renderer, max_batch=16)}
+    return PolicyProbe(policy, rows, **{**plain, "prompts": QUESTIONS, **changes})
+
+
+def step_probe() -> StepProbe:
+    """The SFT step on answers of one to four words."""
+    probe = policy_probe(load_policy(sft_model()))
+    return StepProbe(
+        lambda size: causal.imitate(probe.policy, probe.rows, size, "cpu"), probe.policy.parameters_trained()
+    )
+
+
+def label_probe(held_out: int) -> LabelProbe:
+    """All that is learnt is about the first three questions; the others begin with another word."""
+    pairs = [Preference(q, a, b) for q in QUESTIONS for i, a in enumerate(COLOURS) for b in COLOURS[:i]]
+    train, held = ([pair for pair in pairs if pair.prompt in QUESTIONS[start : start + 3]] for start in (0, held_out))
+    return LabelProbe(load_reward_model(sft_model(), head_seed=0, max_length=32), train, held)
+
+
+def prompt_batch(side: str) -> PromptBatch:
+    policy = load_policy(sft_model(), trainable=False)
+    policy.tokenizer.padding_side = side
+    asked = [prompt.text for prompt in (*QUESTIONS, *ASKED[:4])]
+    batch = policy.tokenizer(asked, padding=True, return_tensors="pt")
+    return PromptBatch(batch["input_ids"], batch["attention_mask"], policy)
+
+
+def healthy(folder: Path) -> list[Evidence]:
+    """A run of each kind and a probe of each, without any fault."""
+    logs: list[Evidence] = [sft_log(folder), reward_log(folder), direct_log(folder)]
+    return [*logs, reward_probe(), policy_probe(), step_probe(), label_probe(3), prompt_batch("left")]
+
+
+# Faults in what is logged.
+
+
+@contextmanager
+def stale(role: type) -> Iterator[None]:
+    """The optimizer has copies of the weights, as where it was made before the model was wrapped or moved."""
+    own: Callable[[Any], dict[str, Parameter]] = role.parameters_trained
+    copies: dict[int, dict[str, Parameter]] = {}
+
+    def copied(self: Any) -> dict[str, Parameter]:
+        return copies.setdefault(id(self), {name: Parameter(p.detach().clone()) for name, p in own(self).items()})
+
+    with patch.object(role, "parameters_trained", copied):
+        yield
+
+
+@contextmanager
+def scored_as(change: Callable[[Tensor, Sequence[str]], Tensor]) -> Iterator[None]:
+    """Responses are scored in another way than in training."""
+    own = RewardModel.member_scores
+
+    def changed(self: RewardModel, prompts: Any, responses: Sequence[str], *more: Any, **named: Any) -> Tensor:
+        return change(own(self, prompts, responses, *more, **named), responses)
+
+    with patch.object(RewardModel, "member_scores", changed):
+        yield
+
+
+uncalibrated = patch.object(reward_module, "preference_gain", lambda chosen, rejected: 1.0)
+"""As foreign reward models are."""
+
+
+def by_length(scores_NMO: Tensor, responses: Sequence[str]) -> Tensor:
+    return scores_NMO + 5 * torch.tensor([float(len(text)) for text in responses])[:, None, None]
+
+
+def in_the_prompt(self: RewardModel, batch: TokenBatch) -> Tensor:
+    """Scores read at the last token of the prompt."""
+    return self._scores_at(batch, batch.loss_mask.long().argmax(1)[:, None] - 1, self.adapter, slice(None))
+
+
+def at_chance(folder: Path) -> list[Evidence]:
+    with stale(RewardModel):
+        return [reward_log(folder)]
+
+
+def in_bf16(folder: Path) -> list[Evidence]:
+    """Scores as a head in bf16 gives them."""
+    data = toy_data()
+    data = replace(data, preferences=replace(data.preferences, test=[*data.preferences.test] * 4))
+    with scored_as(lambda scores_NMO, _: (scores_NMO + OFFSET).bfloat16().float()), uncalibrated:
+        return [reward_log(folder, data, epochs=1, optim={"learning_rate": 1e-3}, centring=0.0)]
+
+
+def far_from_zero(folder: Path) -> list[Evidence]:
+    with scored_as(lambda scores_NMO, _: scores_NMO + OFFSET):
+        return [reward_log(folder)]
+
+
+def pays_for_length(folder: Path) -> list[Evidence]:
+    with scored_as(by_length), uncalibrated:
+        return [reward_log(folder)]
+
+
+def reads_the_prompt(folder: Path) -> list[Evidence]:
+    with patch.object(RewardModel, "scores", in_the_prompt):
+        return [reward_log(folder)]
+
+
+def few_pairs(folder: Path) -> list[Evidence]:
+    """Half of the comparisons are toss-ups, and 50 others are drawn for every validation."""
+    noise = random.Random(0)
+    tossed = [noise.sample(("red", "amber"), 2) for _ in range(30)]
+    equal = [Preference(q, one, other) for q in QUESTIONS for one, other in tossed]
+    clear = toy_data().preferences
+    data = replace(toy_data(), preferences=Splits([*equal, *clear.train], *[[*equal, *clear.test]] * 2))
+    config, ctx = reward_config(epochs=2, validate_every=2), Memory(folder / "reward")
+    given = inputs_of(data, sft_model())
+
+    def drawn(pairs: Sequence[Preference], chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any]:
+        some = noise.sample(range(len(pairs)), 50)
+        assert given.evaluate_preferences is not None
+        return given.evaluate_preferences(
+            [pairs[i] for i in some], [chosen[i] for i in some], [rejected[i] for i in some]
+        )
+
+    return [log_of("reward", config, ctx, reward.run(config, replace(given, evaluate_preferences=drawn), ctx))]
+
+
+def recites(folder: Path) -> list[Evidence]:
+    """One answer to each question, thirty times over."""
+    noise = random.Random(0)
+    few = [Demonstration(q, noise.choice(COLOURS)) for q in (*QUESTIONS, *ASKED)]
+    held = [Demonstration(q, colour) for q in ASKED for colour in COLOURS]
+    data = replace(toy_data(), demonstrations=Splits(few, held, held))
+    return [sft_log(folder, data, epochs=30, validate_every=6)]
+
+
+def follows_itself(folder: Path) -> list[Evidence]:
+    """Policy and reference share their weights."""
+    own = Learner.step
+
+    def aliased(self: Learner, batch: Any, reference_BE: Tensor) -> dict[str, float]:
+        return own(self, batch, self.reference(self.policy, batch))
+
+    with patch.object(Learner, "step", aliased):
+        return [direct_log(folder)]
+
+
+def never_moves(folder: Path) -> list[Evidence]:
+    with stale(Policy):
+        return [direct_log(folder)]
+
+
+def too_fast(folder: Path) -> list[Evidence]:
+    return [direct_log(folder, epochs=4, optim={"learning_rate": 6e-3, "schedule": "constant"})]
+
+
+def trivial_pairs(folder: Path) -> list[Evidence]:
+    pairs = [Preference(q, "blue", f"{thing} grass fire") for q in QUESTIONS for thing in COLOURS]
+    data = replace(toy_data(), preferences=Splits(pairs * 40, pairs, pairs))
+    return [direct_log(folder, data, epochs=1)]
+
+
+def longer_is_better(folder: Path) -> list[Evidence]:
+    pairs = [Preference(q, f"{a} {b} {a} {b} {a} {b}", a) for q in QUESTIONS for a in COLOURS for b in COLOURS]
+    data = replace(toy_data(), preferences=Splits(pairs * 2, pairs, pairs))
+    return [direct_log(folder, data, optim={"learning_rate": 1e-3, "schedule": "constant"})]
+
+
+# Faults in models.
+
+
+def evaluates_on_train(folder: Path) -> list[Evidence]:
+    return [label_probe(0)]
+
+
+def with_dropout(model: Any, rate: float = 0.1) -> None:
+    """In attention, and in training mode."""
+    model.config.attention_dropout = rate
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = rate
+    model.train()
+
+
+def scored_in_training_mode(folder: Path) -> list[Evidence]:
+    probe = reward_probe()
+    with_dropout(probe.model.backbone.model)
+    return [probe]
+
+
+def last_column(self: RewardModel, batch: TokenBatch) -> Tensor:
+    """Scores read at the last column, pad or not."""
+    hidden_BTD = self.backbone.hidden(batch, self.adapter)
+    return (hidden_BTD[:, -1].float() @ self.head.weight.float().T)[:, None]
+
+
+class LastColumn(RewardModel):
+    scores = last_column
+
+
+def reads_a_pad(folder: Path) -> list[Evidence]:
+    probe = reward_probe()
+    probe.model.__class__ = LastColumn
+    return [probe]
+
+
+def without_head(folder: Path) -> list[Evidence]:
+    probe = reward_probe(saved=folder)
+    probe.model.save(folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if k != "score.weight"}, folder / "model.safetensors", {"format": "pt"})
+    return [probe]
+
+
+class CutOff(RewardModel):
+    """Scores that no gradient goes through."""
+
+    def scores(self, batch: TokenBatch) -> Tensor:
+        return super().scores(batch).detach()
+
+
+def cannot_learn(folder: Path) -> list[Evidence]:
+    probe = reward_probe(model=load_reward_model(sft_model(), head_seed=0, max_length=32))
+    probe.model.__class__ = CutOff
+    return [probe]
+
+
+def overflows(folder: Path) -> list[Evidence]:
+    probe = policy_probe()
+    with torch.no_grad():
+        for name, parameter in probe.policy.model.named_parameters():
+            if name.endswith("down_proj.base_layer.weight"):
+                parameter.mul_(1e5)
+    probe.policy.model.half()
+    return [probe]
+
+
+class Unmasked(Backbone):
+    """Neither mask nor positions of padded rows reach the model."""
+
+    def hidden(self, batch: TokenBatch, adapter: str | None = None) -> Tensor:
+        columns = torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids)
+        return self.forward(batch.input_ids, position_ids=columns, adapter=adapter)
+
+
+def masks_dropped(folder: Path) -> list[Evidence]:
+    probe = policy_probe()
+    probe.policy.backbone.__class__ = Unmasked
+    return [probe]
+
+
+def padded_on_the_right(folder: Path) -> list[Evidence]:
+    return [prompt_batch("right")]
+
+
+def checkpointed_again(folder: Path) -> list[Evidence]:
+    probe = policy_probe()
+    probe.policy.model.gradient_checkpointing_enable({"use_reentrant": True})
+    probe.policy.model.train()
+    return [probe]
+
+
+def adapter_off(folder: Path) -> list[Evidence]:
+    """SFT with an adapter; the reference is the backbone without it."""
+    base = toy_model(folder / "base")
+    config = SFTConfig(epochs=4, batch_size=16, max_length=32, lora=LORA, optim=OptimConfig(learning_rate=1e-2))
+    sft.run(config, StageInputs(toy_data(), str(base)), Memory(folder / "sft"))
+    policy = load_policy(base, trainable=False)
+    policy.backbone.adapters.load("policy", folder / "sft" / "adapter")
+    policy.adapter = "policy"
+    bare = Policy(policy.backbone, policy.tokenizer, source=policy.source)
+    return [policy_probe(policy, reference=bare, sft=load_policy(folder / "sft", trainable=False))]
+
+
+def learns_with_dropout(folder: Path) -> list[Evidence]:
+    probe = policy_probe()
+    with_dropout(probe.policy.model)
+    return [probe]
+
+
+def samples_from_another(folder: Path) -> list[Evidence]:
+    """The sampler's weights are a little off."""
+    probe = policy_probe()
+    other = load_policy(sft_model(), trainable=False)
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=noise) * 0.5 * parameter.std())
+    return [replace(probe, engine=Engine(other, Renderer(other.tokenizer, max_length=32), max_batch=16))]
+
+
+def untrained_token(folder: Path) -> list[Evidence]:
+    """A marker is added to the vocabulary, its row left at zero, and every prompt begins with it."""
+    policy = load_policy(sft_model())
+    policy.tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    policy.model.resize_token_embeddings(len(policy.tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        policy.model.get_input_embeddings().get_parameter("weight")[-1] = 0.0
+    probe = policy_probe(policy, reference=None, sft=None)
+    marker = len(policy.tokenizer) - 1
+    return [replace(probe, rows=[Row([marker, *row.ids], row.prompt_length + 1) for row in probe.rows])]
+
+
+def another_tokenizer(folder: Path) -> list[Evidence]:
+    """The same words under other ids."""
+    policy = load_policy(sft_model())
+    probe = policy_probe(policy, reference=None, sft=None)
+    order = list(range(len(policy.tokenizer)))
+    random.Random(0).shuffle(order)
+    return [replace(probe, rows=[Row([order[i] for i in row.ids], row.prompt_length) for row in probe.rows])]
+
+
+def mean_of_means(folder: Path) -> list[Evidence]:
+    """Every micro-batch is averaged over its own tokens, and the averages are averaged."""
+    probe, own = step_probe(), causal.completion_loss
+
+    def averaged(logprobs_BR: Tensor, mask_BR: Tensor, *, total: int) -> Tensor:
+        return own(logprobs_BR, mask_BR, total=int(mask_BR.sum())) * len(mask_BR) / len(QUESTIONS)
+
+    def wrong(size: int | None) -> None:
+        with patch.object(causal, "completion_loss", averaged):
+            probe.gradient(size)
+
+    return [replace(probe, gradient=wrong)]
+
+
+FAULTS: tuple[Fault, ...] = (
+    Fault("reward-at-chance", "the optimizer has copies of the weights", at_chance),
+    Fault("reward-at-chance", "no gradient goes through the scores", cannot_learn),
+    Fault("accuracy-against-margin", "scores near 65, rounded to bf16", in_bf16),
+    Fault("fluctuating-accuracy", "50 other pairs for every validation", few_pairs),
+    Fault("fluctuating-accuracy", "scores in training mode, with dropout", scored_in_training_mode),
+    Fault("padding-changes-score", "the score is read at the last column", reads_a_pad),
+    Fault("too-good-to-be-true", "the held-out pairs are those that are learnt", evaluates_on_train),
+    Fault("head-lost", "the folder has no head", without_head),
+    Fault("constant-scores", "the score is read at the end of the prompt", reads_the_prompt),
+    Fault("score-drift", "65 is added to every score", far_from_zero),
+    Fault("not-finite", "fp16 with activations of 1e5", overflows),
+    Fault("length-bias", "five points for every character", pays_for_length),
+    Fault("overfitting", "one answer a question, thirty epochs", recites),
+    Fault("stuck-at-ln2", "policy and reference share their weights", follows_itself),
+    Fault("stuck-at-ln2", "the optimizer has copies of the weights", never_moves),
+    Fault("chosen-falls", "twenty times the learning rate", too_fast),
+    Fault("saturated-early", "the rejected answer is always nonsense", trivial_pairs),
+    Fault("length-growth", "the chosen answer is always the longer", longer_is_better),
+    Fault("mask-ignored", "neither mask nor positions of padded rows reach the model", masks_dropped),
+    Fault("right-padded-prompts", "the tokenizer pads on the right", padded_on_the_right),
+    Fault("frozen-adapter-blocks", "re-entrant checkpointing of frozen inputs", checkpointed_again),
+    Fault("wrong-reference", "the SFT adapter is off in the reference", adapter_off),
+    Fault("kl-before-training", "dropout of 0.1 in the policy", learns_with_dropout),
+    Fault("sampler-differs", "the sampler's weights are off by half of their spread", samples_from_another),
+    Fault("tokenizer-mismatch", "a new token whose row is zero", untrained_token),
+    Fault("tokenizer-mismatch", "the same words under other ids", another_tokenizer),
+    Fault("accumulation-bias", "the mean of the micro-batches' means", mean_of_means),
+)

@@ -144,7 +144,7 @@ KL_BEFORE_TRAINING = Mode(
     "There is a KL before anything was learned",
     "The reference is not the model that the policy starts from, or one of the two is read with dropout.",
     "Make the reference a frozen copy of the SFT model that the policy starts from, and switch dropout off in both.",
-    ("kl-blow-up",),
+    ("negative-kl", "ratio-not-one", "kl-blow-up"),
 )
 GROUPS_WITHOUT_SIGNAL = Mode(
     41,

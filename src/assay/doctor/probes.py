@@ -30,6 +30,8 @@ from assay.data.pack import collate
 from assay.data.render import Row
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
+from assay.doctor.labels import TOO_GOOD
+from assay.doctor.policy import KL_BEFORE_TRAINING
 from assay.doctor.reward import CONSTANT, CONSTANT_SCORES, FLUCTUATING, NOT_FINITE, REWARD_AT_CHANCE, SURE
 from assay.errors import ModelError
 from assay.models.backbone import Backbone
@@ -57,17 +59,6 @@ TOKENIZER_MISMATCH = Mode(
     "Load the tokenizer from the model's own folder; give new tokens the mean of the old rows and train them.",
     ("not-finite", "eos-not-learned", "double-bos"),
 )
-TOO_GOOD = Mode(
-    12,
-    "too-good-to-be-true",
-    "data",
-    "More accurate than people agree",
-    "Nobody can predict one person's choices better than people agree with each other: the test data were seen in "
-    "training, or a trick gives the label away.",
-    "Look for copies of the test pairs in training (split-leak) and for a trick (shortcut); report neither number "
-    "before one is found.",
-    ("saturated-early",),
-)
 PADDING_CHANGES_SCORE = Mode(
     20,
     "padding-changes-score",
@@ -94,15 +85,6 @@ FROZEN_BLOCKS = Mode(
     "Activations are recomputed by re-entrant checkpointing: a block whose input needs no gradient then gives none.",
     "Use `use_reentrant=False`, or call `model.enable_input_require_grads()` before training.",
     ("nothing-moves", "stuck-at-ln2"),
-)
-KL_BEFORE_TRAINING = Mode(
-    29,
-    "kl-before-training",
-    "policy",
-    "Policy and reference differ before the first step",
-    "They should be the same model, and are not computed alike: dropout is on, or the reference is another model.",
-    "Turn dropout off in both (`model.eval()`), and load the reference from the policy's own start.",
-    ("negative-kl", "ratio-not-one", "kl-blow-up"),
 )
 MASK_IGNORED = Mode(
     31,

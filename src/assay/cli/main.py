@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from assay import __version__
-from assay.cli import config, data, lineage, report, run
+from assay.cli import config, data, doctor, lineage, report, run
 from assay.cli.output import DEBUG, fail
 
 
@@ -74,6 +74,7 @@ def root(
 
 app.command("run")(run.run)
 app.add_typer(data.app, name="data")
+app.command("doctor")(doctor.doctor)
 app.command("report")(report.report)
 app.command("lineage")(lineage.lineage)
 app.add_typer(config.app, name="config")

@@ -114,11 +114,10 @@ def test_what_a_log_does_not_have_is_unchecked() -> None:
     given = examine([Log("preference", "here")], MINE)
     names = {"stuck-at-ln2", "chosen-falls", "saturated-early", "length-growth"}
     assert {unchecked.mode.name for unchecked in given.unchecked} >= names
-    why = [
-        u.why for u in examine([log(train__accuracy=[1.0] * 40)], MINE).unchecked if u.mode.name == "saturated-early"
-    ]
-    assert why == []  # 4 + 8 of 40 steps
-    why = [
-        u.why for u in examine([log(train__accuracy=[1.0] * 36)], MINE).unchecked if u.mode.name == "saturated-early"
-    ]
-    assert why == ["36 steps of 16 pairs are too few to say what the first tenth taught"]
+    why = {
+        steps: [
+            u.why for u in examine([log(train__accuracy=[1.0] * steps)], MINE).unchecked if u.mode == direct.SATURATED
+        ]
+        for steps in (36, 40)
+    }
+    assert why == {36: ["36 steps of 16 pairs are too few to say what the first tenth taught"], 40: []}  # 4 + 8 steps

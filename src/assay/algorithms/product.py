@@ -51,9 +51,14 @@ class _Linear(Function):
         x, weight_OI = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         grad_NO, x_NI = grad.flatten(0, -2), x.flatten(0, -2)
+        grad_weight = None
+        if needs_weight and weight_OI.is_contiguous():
+            grad_weight = _onednn(grad_NO.T, x_NI.T)
+        elif needs_weight:  # laid out as the weight is, or autograd would copy it
+            grad_weight = _onednn(x_NI.T, grad_NO.T).T
         return (
             _onednn(grad_NO, weight_OI.T).view(x.shape) if needs_x else None,
-            _onednn(grad_NO.T, x_NI.T) if needs_weight else None,
+            grad_weight,
             grad_NO.sum(0) if needs_bias else None,
         )
 

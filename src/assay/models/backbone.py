@@ -30,7 +30,7 @@ from assay.errors import ModelError
 from assay.models import tree_attention
 from assay.models.adapters import Adapters
 from assay.models.checkpoint import writing
-from assay.models.faster import use_faster_kernels
+from assay.models.faster import last_mlp, only_at, use_faster_kernels
 from assay.models.precision import compute_dtype, weight_dtype
 from assay.models.reading_on import read_on
 
@@ -57,6 +57,7 @@ class Backbone:
         in_fp32 = torch.device(device).type == "cpu" and self._compute == torch.float32
         if in_fp32 and model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(tree_attention.NAME)
+        self._computes_again = gradient_checkpointing
         if gradient_checkpointing:
             self._checkpoint_activations()
 
@@ -67,13 +68,14 @@ class Backbone:
         """
         forest = self.forest(batch)
         if forest is not None:
-            return self.lines(batch, forest, adapter).index_select(0, forest.places_BT.flatten()[places_N])
+            places_N = forest.places_BT.flatten()[places_N]
+            return self.lines(batch, forest, adapter, read=places_N).index_select(0, places_N)
         if batch.rows is not None and shares_a_prompt(batch.rows):
             if self.reads_on:
                 states_MD, places_BT = read_on(self, batch.rows, adapter)
                 return states_MD.index_select(0, places_BT.flatten()[places_N])
             say_that_prompts_are_read_again(self.model.config.model_type)
-        return self.hidden(batch, adapter).flatten(0, 1).index_select(0, places_N)
+        return self.hidden(batch, adapter, read=places_N).flatten(0, 1).index_select(0, places_N)
 
     def forest(self, batch: TokenBatch) -> Forest | None:
         """The batch as trees; None where this model, with rows as long as these, would not read them exactly."""
@@ -81,15 +83,19 @@ class Backbone:
             return None
         return Forest.of(batch.rows, width=None if self.by_blocks else min(self.width, self.window)).to(self.device)
 
-    def hidden(self, batch: TokenBatch, adapter: str | None = None) -> Tensor:
+    def hidden(self, batch: TokenBatch, adapter: str | None = None, *, read: Tensor | None = None) -> Tensor:
         """Last hidden states [B, T, D] of a padded batch, with one adapter or none."""
         return self.forward(
-            batch.input_ids, position_ids=batch.position_ids, adapter=adapter, attention_mask=batch.attention_mask
+            batch.input_ids,
+            position_ids=batch.position_ids,
+            adapter=adapter,
+            read=read,
+            attention_mask=batch.attention_mask,
         )
 
-    def lines(self, batch: TokenBatch, forest: Forest, adapter: str | None = None, **cache: Any) -> Tensor:
-        """Last hidden states [L·W, D] of a batch laid out as trees; `cache` is for their keys and values."""
-        return self._lines(batch, forest, adapter, by_blocks=self.by_blocks, **cache)
+    def lines(self, batch: TokenBatch, forest: Forest, adapter: str | None = None, **more: Any) -> Tensor:
+        """Last hidden states [L·W, D] of a batch laid out as trees; `more` is for `forward`, such as a cache."""
+        return self._lines(batch, forest, adapter, by_blocks=self.by_blocks, **more)
 
     def _lines(
         self, batch: TokenBatch, forest: Forest, adapter: str | None, *, by_blocks: bool, **inputs: Any
@@ -162,9 +168,7 @@ class Backbone:
 
         Not where activations are computed again in the backward pass: transformers drops caches there.
         """
-        return not self.model.is_gradient_checkpointing and self._comes_out_alike(
-            lambda rows: read_on(self, rows, None)
-        )
+        return not self._computes_again and self._comes_out_alike(lambda rows: read_on(self, rows, None))
 
     def _comes_out_alike(self, read: Callable[[Sequence[Row]], tuple[Tensor, Tensor]]) -> bool:
         """Whether `read` gives states [M, D] and places [B, T] among them that are those of padded rows."""
@@ -183,11 +187,55 @@ class Backbone:
         together = states_MD[places_BT[batch.attention_mask]].float()
         return bool((alone - together).abs().max() < 0.02 * alone.std())
 
-    def forward(self, input_ids: Tensor, *, position_ids: Tensor, adapter: str | None, **inputs: Any) -> Tensor:
-        """Last hidden states [B, T, D]; `inputs` may hold attention_mask and past_key_values."""
+    @functools.cached_property
+    def reads_in_part(self) -> bool:
+        """Whether the last block's MLP may leave out the states that nobody reads; a few tokens are tried once.
+
+        Not on a GPU, where to find those states would be waited for, nor where activations are computed again.
+        """
+
+        def in_two_parts(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+            batch = collate(rows, 0).to(self.device)
+            mask_BT, positions_BT = batch.attention_mask, batch.position_ids
+            places = torch.arange(mask_BT.numel(), device=self.device)
+            states = torch.zeros(len(places), self.width, device=self.device)
+            for read in (places[::2], places[1::2]):
+                found = self._forward(batch.input_ids, positions_BT, None, read, attention_mask=mask_BT)
+                states[read] = found.flatten(0, 1)[read].float()
+            return states, places.view(mask_BT.shape)
+
+        on_cpu = torch.device(self.device).type == "cpu"
+        return (
+            on_cpu
+            and not self._computes_again
+            and last_mlp(self.trunk) is not None
+            and self._comes_out_alike(in_two_parts)
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        position_ids: Tensor,
+        adapter: str | None,
+        read: Tensor | None = None,
+        **inputs: Any,
+    ) -> Tensor:
+        """Last hidden states [B, T, D]; `inputs` may hold attention_mask and past_key_values.
+
+        `read`: places of the flattened states; what stands elsewhere is of no use then.
+        """
+        part = read if read is not None and self.reads_in_part else None
+        return self._forward(input_ids, position_ids, adapter, part, **inputs)
+
+    def _forward(
+        self, input_ids: Tensor, position_ids: Tensor, adapter: str | None, part: Tensor | None, **inputs: Any
+    ) -> Tensor:
         if self._takes_positions:
             inputs["position_ids"] = position_ids
-        with self.adapters.use(adapter), self.autocast():
+        mlp = None if part is None else last_mlp(self.trunk)
+        in_part = contextlib.nullcontext() if part is None or mlp is None else only_at(mlp, part)
+        with self.adapters.use(adapter), self.autocast(), in_part:
             inputs.setdefault("use_cache", False)
             return self.trunk(input_ids=input_ids, **inputs).last_hidden_state
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor, nn
 from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
@@ -37,3 +41,29 @@ def use_faster_kernels(model: nn.Module) -> None:
                 setattr(module, name, GELUTanh())
         if type(module) in FASTER:
             module.__class__ = FASTER[type(module)]
+
+
+def last_mlp(trunk: nn.Module) -> nn.Module | None:
+    """The MLP of a transformer's last block; None where the trunk names them otherwise."""
+    blocks = getattr(trunk, "layers", None) or getattr(trunk, "h", None)
+    mlp = getattr(blocks[-1], "mlp", None) if isinstance(blocks, nn.ModuleList) else None
+    return mlp if isinstance(mlp, nn.Module) else None
+
+
+@contextlib.contextmanager
+def only_at(mlp: nn.Module, places_M: Tensor) -> Iterator[None]:
+    """Inside, an MLP works on these tokens of the flattened batch alone, and adds nothing to the others.
+
+    In the last block nobody attends to what it adds, so that only the states that are read need it.
+    """
+    everywhere, places_M = mlp.forward, places_M.unique()
+
+    def forward(x: Tensor) -> Tensor:
+        flat = x.flatten(0, -2)
+        return torch.zeros_like(flat).index_copy(0, places_M, everywhere(flat[places_M])).view(x.shape)
+
+    mlp.forward = forward
+    try:
+        yield
+    finally:
+        del mlp.forward

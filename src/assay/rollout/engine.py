@@ -233,14 +233,15 @@ class Engine:
                 use_cache=True,
             )
             return hidden[:, -1], cache
-        cache = SlotCache.empty(policy.model.config.num_hidden_layers, forest.sources_LW.shape[1])
-        hidden_ND = backbone.lines(batch, forest, policy.adapter, past_key_values=cache, use_cache=True)
         places_BT, lengths_B = forest.places_BT, batch.attention_mask.sum(1)
         width = places_BT.shape[1]
         tokens_BT = torch.arange(width, device=places_BT.device) - (width - lengths_B)[:, None]  # aligned on the right
         aligned_BT = places_BT.gather(1, tokens_BT.clamp(min=0))
+        last_B = aligned_BT[:, -1]
+        cache = SlotCache.empty(policy.model.config.num_hidden_layers, forest.sources_LW.shape[1])
+        hidden_ND = backbone.lines(batch, forest, policy.adapter, read=last_B, past_key_values=cache, use_cache=True)
         cache.spread(aligned_BT, room=room)
-        return hidden_ND[aligned_BT[:, -1]], cache
+        return hidden_ND[last_B], cache
 
     def _step(self, slots: Slots, params: SamplingParams, head: Head) -> None:
         """Run the trunk on the newest tokens, and draw the next one of every row."""

@@ -17,6 +17,7 @@ from assay.data.pack import TokenBatch, collate
 from assay.data.render import Row
 from assay.errors import ModelError
 from assay.models.config import LoraConfig
+from assay.models.faster import last_mlp
 from assay.models.load_reward import load_reward_model
 from assay.models.policy import Policy, load_policy
 
@@ -77,9 +78,9 @@ def test_rows_of_one_prompt_score_and_teach_as_they_do_alone(kind: str, monkeypa
     trees: list[int] = []
     lines = policy.backbone.lines
 
-    def counted(*args: Any) -> torch.Tensor:
+    def counted(*args: Any, **more: Any) -> torch.Tensor:
         trees.append(1)
-        return lines(*args)
+        return lines(*args, **more)
 
     monkeypatch.setattr(policy.backbone, "lines", counted)
 
@@ -98,6 +99,37 @@ def test_rows_of_one_prompt_score_and_teach_as_they_do_alone(kind: str, monkeypa
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], atol=2e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("rows", [FAMILY, None], ids=["trees", "padded"])
+@pytest.mark.parametrize("kind", tiny.CAUSAL)
+def test_the_last_mlp_works_for_states_that_are_read_and_values_and_gradients_stay(
+    kind: str, rows: list[Row] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two answers begin after one token of their prompt, whose state is read twice."""
+    policy = load_policy(tiny.folder(kind))
+    backbone = policy.backbone
+    batch = dataclasses.replace(collate(FAMILY, policy.pad_id), rows=rows)
+    mlp = last_mlp(backbone.trunk)
+    assert mlp is not None
+    assert backbone.reads_in_part
+    assert backbone.shares_prompts
+    tokens: list[int] = []
+    mlp.get_submodule(next(name for name, _ in mlp.named_children())).register_forward_pre_hook(
+        lambda _, given: tokens.append(given[0].shape[:-1].numel())
+    )
+    found = []
+    for in_part in (True, False):
+        backbone.__dict__["reads_in_part"] = in_part
+        policy.model.zero_grad()
+        policy.logprobs(batch).logprobs_BR.pow(2).sum().backward()
+        found.append({name: p.grad.clone() for name, p in policy.parameters_trained().items() if p.grad is not None})
+    answers = sum(len(row.ids) - row.prompt_length for row in FAMILY)
+    assert tokens[0] <= answers < tokens[1]
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        right = found[1][name]
+        assert (gradient - right).abs().max() < 1e-5 * right.abs().max(), name
 
 
 WIDE = [Row([*range(90, 101), *answer], 11) for answer in ([7], range(30, 42), [8, 9])]

@@ -1,0 +1,409 @@
+"""What is wrong with a response as a piece of text, whatever it says. Pure functions, linear in the text's length.
+
+check(prompt, text, finish=…) → flags: a reason, and in words what was seen and where
+
+Thresholds are measured: docs/results/guard.md, docs/guard.md. A text with no flag may still be wrong, rude or useless;
+and a text that was cut where a sentence may end cannot be told from one that was not, unless `finish` says so.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from assay.data.ngrams import ngrams, repetition
+from assay.rollout import languages
+from assay.rollout.ordinary import Ratios, ordinary
+from assay.types import FinishReason, Prompt
+
+Reason = Literal["empty", "truncated", "loop", "gibberish", "echo", "language", "leak"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+
+SHOWN = 40
+"""Characters of a response that a flag quotes at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One thing that is broken."""
+
+    reason: Reason
+    says: str
+    """What was seen, and where, in words."""
+
+
+def check(
+    prompt: Prompt | None,
+    text: str | None,
+    *,
+    finish: FinishReason | None = None,
+    ids: Sequence[int] = (),
+    special_ids: Collection[int] = (),
+) -> tuple[Flag, ...]:
+    """Everything that is broken in a response; nothing where it is whole.
+
+    Without a prompt nothing is compared with it. `finish`: how it ended, where that is known. `ids`: its tokens, end
+    token included, of which those among `special_ids` should be nowhere but at the end.
+    """
+    if not isinstance(text, str) or not (body := visible(text)):
+        return (Flag("empty", "there is no text" if not text else "there is nothing to see in the text"),)
+    asked = prompt.text if prompt is not None else ""
+    found = [
+        *_leaks(asked, text),
+        *_special_tokens(ids, special_ids),
+        *_no_words(body),
+        *_loops(body),
+        *_gibberish(asked, body),
+        *_truncation(body, finish),
+    ]
+    if prompt is not None:
+        found += [*_echo(prompt, body), *_language(asked, body)]
+    return tuple(found)
+
+
+def visible(text: str) -> str:
+    """Without white space around it; empty where only characters without a shape are left."""
+    text = text.strip()
+    return text if any(not c.isspace() and unicodedata.category(c) not in ("Cf", "Cc", "Mn") for c in text) else ""
+
+
+def _quoted(text: str) -> str:
+    text = " ".join(text.split())
+    return repr(text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…")
+
+
+def _at(text: str, start: int) -> str:
+    return f"at character {start + 1:,} of {len(text):,}"
+
+
+# --- Empty
+
+_NO_WORDS = re.compile(r"[\s.,;:!?…\-–—*#'\"`~]+")
+
+
+def _no_words(text: str) -> Iterator[Flag]:
+    """Punctuation alone; brackets, signs and symbols may be an answer."""
+    if _NO_WORDS.fullmatch(text):
+        yield Flag("empty", f"there is punctuation and nothing else: {_quoted(text)}")
+
+
+# --- Leaks
+
+_SPECIAL = re.compile(
+    r"<\|[^|<>\n]{1,40}\|>|<｜[^<>\n]{1,40}｜>|\[/?INST\]|<</?SYS>>|</s>|<s>(?!.*</s>)"
+    r"|</?(?:bos|eos|pad|unk|mask|start_of_turn|end_of_turn|sep|cls)>|\[(?:PAD|CLS|SEP|UNK|MASK|BOS|EOS)\]"
+    r"|<0x[0-9A-F]{2}>|[Ġ▁Ċ]\w|\w##\w|\b##[a-z]{2}|</w>"
+)
+_ROLE = re.compile(
+    r"^[ \t>*_]*(?:#{2,4}[ \t]*(?:Human|Assistant|User|System|Instruction|Response)\b[ \t]*:?"
+    r"|(?:Human|Assistant|USER|ASSISTANT|SYSTEM|User|System|Bot|Chatbot|GPT|AI)[ \t*_]*:)",
+    re.MULTILINE,
+)
+_DIALOGUE = re.compile(
+    r"dialog|conversation|chat|script|interview|screenplay|scene|roleplay|role[- ]play|transcript|prompt|assistant"
+    r"|template|example|markdown|heading|section|function|program|code|instruction",
+    re.IGNORECASE,
+)
+
+
+def _leaks(asked: str, text: str) -> Iterator[Flag]:
+    """What belongs to the format and not to the answer, unless the prompt holds it or asks for something like it."""
+    for found in _SPECIAL.finditer(text):
+        if found.group() not in asked:
+            yield Flag("leak", f"special token {found.group()!r} {_at(text, found.start())}")
+            return
+    for found in _ROLE.finditer(text):
+        marker = found.group().strip()
+        if marker not in asked and not _DIALOGUE.search(asked):
+            yield Flag("leak", f"role marker {marker!r} {_at(text, found.start())}")
+            return
+
+
+def _special_tokens(ids: Sequence[int], special_ids: Collection[int]) -> Iterator[Flag]:
+    place = next((n for n, token in enumerate(ids[:-1]) if token in special_ids), None) if special_ids else None
+    if place is not None:
+        yield Flag("leak", f"special token {ids[place]} as token {place + 1} of {len(ids)}")
+
+
+# --- Loops
+
+CYCLE_WORDS, CYCLE_LETTERS = 4, 6
+"""Words and letters that must come again in the same distance to be part of a cycle."""
+CYCLE_TIMES = 5
+CYCLE_SPAN = 48
+"""A cycle is a loop if it goes round so often and fills so many characters."""
+RULE_SPAN = 400
+"""The same without a letter in it: rules and rows of tables are long."""
+SAME_SENTENCES, SAME_SHARE = 4, 0.5
+"""Sentences that were said before: so many, and such a share of all."""
+REPEATED, REPEATED_WORDS = 0.6, 60
+"""Share of 4-grams that occurred before, in a text of so many words."""
+
+_ITEM = re.compile(r"^[ \t]*(?:\d+[.):]|[-*•+])[ \t]+", re.MULTILINE)
+_SENTENCE_END = re.compile(r"[.!?。！？]+[\"'”’)*]*(?=\s|$)|[。！？]|\n+")
+
+
+def _loops(text: str) -> Iterator[Flag]:
+    plain = _ITEM.sub("", text).lower()
+    words = plain.split()
+    for part, unit, size in ((words, " ", CYCLE_WORDS), *((word, "", CYCLE_LETTERS) for word in set(words))):
+        if len(part) >= CYCLE_TIMES + size - 1 and (unit or len(part) >= CYCLE_SPAN):
+            start, period, length = cycle(part, size)
+            once = unit.join(part[start : start + period])
+            times, span = length / period if period else 0, len(unit.join(part[start : start + length]))
+            letters = any(map(str.isalpha, once))
+            if times >= CYCLE_TIMES and span >= (CYCLE_SPAN if letters else RULE_SPAN):
+                where = f"from word {start + 1} of {len(words)}" if unit else f"in the word {_quoted(part)}"
+                yield Flag("loop", f"{_quoted(once)} {times:.0f} times in a row, {where}")
+                return
+    sentences = [" ".join(s.split()) for s in _SENTENCE_END.split(plain)]
+    sentences = [s for s in sentences if len(s) >= 12 and not s[:1] == "|"]
+    same = len(sentences) - len(set(sentences))
+    if same >= SAME_SENTENCES and same >= SAME_SHARE * len(sentences):
+        most, times = Counter(sentences).most_common(1)[0]
+        yield Flag("loop", f"{same} of {len(sentences)} sentences were said before, {_quoted(most)} {times} times")
+    elif len(words) >= REPEATED_WORDS and (share := repetition(words)) >= REPEATED:
+        most, times = Counter(ngrams(words, 4)).most_common(1)[0]
+        yield Flag("loop", f"{share:.0%} of the 4-word runs were said before, {_quoted(' '.join(most))} {times} times")
+
+
+def cycle(items: Sequence[str], n: int) -> tuple[int, int, int]:
+    """Start, period and length of the longest stretch that repeats itself; (0, 0, 0) where none does.
+
+    A stretch of period p is where runs of n items come again p later, one after the other: one pass.
+    """
+    last: dict[Sequence[str], int] = {}
+    whole = isinstance(items, str)
+    best, period, running = (0, 0, 0), 0, 0
+    for i in range(len(items) - n + 1):
+        run = items[i : i + n] if whole else tuple(items[i : i + n])
+        before = last.get(run)
+        last[run] = i
+        gap = 0 if before is None else i - before
+        running = running + 1 if gap and gap == period else min(gap, 1)
+        period = gap
+        if running and running + n - 1 + gap > best[2] and running > gap:
+            best = (i - running + 1 - gap, gap, running + n - 1 + gap)
+    return best
+
+
+# --- Gibberish
+
+NOISE = (12, -30.0, -2.0)
+"""Letters of no language at all: how many at least, and their ratios below this in sum and in the mean."""
+MISSPELT = (40, -20.0, -0.3)
+"""The same where English is expected."""
+DISORDER = (12, -6.0, -0.15)
+"""Neighbouring words in no order: how many pairs at least, and their ratios in sum and in the mean."""
+SOUP = (12, -2.0, 0.0)
+SOUP_SPELLING = 0.9
+"""An order that says nothing either way is not believed where words are spelt oddly, too."""
+LETTERS_WINDOW, LETTERS_FLOOR = 60, -2.0
+WORDS_WINDOW, WORDS_FLOOR = 30, -0.6
+"""So many neighbours are judged alone, for texts that begin well."""
+PROSE_WORDS = 10
+"""Words from which a line is taken for prose: lists and titles know no order."""
+SCRIPTS = 4
+"""Scripts that no single answer needs."""
+JUMPS = (24, 0.6)
+"""Characters of another kind than their neighbour, small, capital, digit or sign: of how many, and their share."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_NOTHING = re.compile(r"[\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufffd-\uffff]")
+_LATE = "[\x80-\xbf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
+_MOJIBAKE = re.compile(
+    rf"Ã{_LATE}|Â[\x80-\xbf]|â€{_LATE}|â‚¬|ðŸ|ð\x9f|(?:[ÐÑ]{_LATE}){{3}}|(?:[ãäåæçèé]{_LATE}{{2}}){{2}}"
+)
+_MARKS_OF_NOISE = (
+    ("a control character", _CONTROL),
+    ("a character that stands for nothing", _NOTHING),
+    ("letters of a wrong encoding", _MOJIBAKE),
+)
+_PLAIN_WORD = re.compile(r"(?<!\S)[\"“‘(*]*[^\W\d_][^\s\d/_@\\=<>{}\[\]|#$%^&~+]*(?!\S)")
+_CODE = re.compile(
+    r"```|^(?: {4}|\t)\S|[;{}][ \t]*$|^[ \t]*(?:def|class|import|from|return|for|if|while)\b.*[:(=]|</?\w+[ >]"
+    r"|\w\(\w*\)|\w ?(?:[=<>*/]=?|[-+]) ?\w+ ?[=<>+*/]|\\[a-z]+[{(]",
+    re.MULTILINE,
+)
+_JUMP = re.compile(r"[a-z](?=[^a-z\s])|[A-Z](?=[^A-Za-z\s])|\d(?=[^\d\s])|[^\w\s](?=\w)", re.ASCII)
+
+
+def _gibberish(asked: str, text: str) -> Iterator[Flag]:
+    for what, pattern in _MARKS_OF_NOISE:
+        if (found := pattern.search(text)) and not pattern.search(asked):
+            yield Flag("gibberish", f"{what}, {found.group()!r} {_at(text, found.start())}")
+            return
+    here = languages.scripts(text)
+    foreign = here.keys() - languages.scripts(asked).keys()
+    if len(foreign) >= SCRIPTS and 8 * sum(here[script] for script in foreign) >= len(text):
+        yield Flag("gibberish", f"{len(here)} scripts in one text: {', '.join(sorted(here))}")
+    elif 2 * here["Latin"] >= here.total():
+        yield from _noise(asked, text)
+
+
+def _noise(asked: str, text: str) -> Iterator[Flag]:
+    """Letters or words in no order, in the whole text or in its worst stretch."""
+    known, code = ordinary(), bool(_CODE.search(text))
+    solid = "".join(text.split())
+    if len(solid) >= JUMPS[0] and not code and (jumps := len(_JUMP.findall(text))) >= JUMPS[1] * len(solid):
+        yield Flag(
+            "gibberish", f"small letters, capitals, digits and signs change {jumps} times in {len(solid)} characters"
+        )
+        return
+    spelling = known.spelling(" ".join(_PLAIN_WORD.findall(text)))
+    english = not code and languages.expects_english(asked) and languages.language(text) in (None, "English")
+    level = _mean(spelling)
+    if _below(spelling, NOISE) or (english and _below(spelling, MISSPELT)):
+        yield Flag("gibberish", f"letters in no order: {level:+.2f} nats a letter in {_quoted(text)}")
+        return
+    if not english:
+        return
+    worst, at = _worst(spelling, LETTERS_WINDOW)
+    if worst < LETTERS_FLOOR:
+        yield Flag("gibberish", f"letters in no order: {worst:+.2f} nats a letter from letter {at + 1:,} on")
+        return
+    prose = "\n".join(line for line in text.splitlines() if line.count(" ") + 1 >= PROSE_WORDS)
+    order = known.order(prose)
+    if _below(order, DISORDER) or (level < SOUP_SPELLING and _below(order, SOUP)):
+        yield Flag("gibberish", f"words in no order: {_mean(order):+.2f} nats a word in {_quoted(prose)}")
+        return
+    worst, at = _worst(order, WORDS_WINDOW)
+    if worst < WORDS_FLOOR:
+        yield Flag("gibberish", f"words in no order: {worst:+.2f} nats a word from word {at + 1:,} on")
+
+
+def _mean(ratios: Ratios) -> float:
+    return float(ratios.mean()) if len(ratios) else 0.0
+
+
+def _below(ratios: Ratios, limits: tuple[int, float, float]) -> bool:
+    """Whether there are so many, and both their sum and their mean are too low."""
+    count, total, mean = limits
+    return len(ratios) >= count and float(ratios.sum()) < total and _mean(ratios) < mean
+
+
+def _worst(ratios: Ratios, window: int) -> tuple[float, int]:
+    """The lowest mean of so many neighbours, and where they begin."""
+    if len(ratios) <= window:  # the whole text was judged already
+        return 0.0, 0
+    sums = np.concatenate([[0], np.cumsum(ratios, dtype=np.float64)])
+    means = (sums[window:] - sums[:-window]) / window
+    at = int(means.argmin())
+    return float(means[at]), at
+
+
+# --- Truncation
+
+DANGLING = frozenset(
+    ["a", "an", "the", "of", "and", "or", "but", "into", "than", "because", "if", "my", "our", "their", "your", "i", "i'm", "i'll", "i'd", "i've", "we're", "they're", "you're", "very", "such", "whose", "is", "are", "was", "were", "will", "would", "should", "could", "can", "may", "might", "must", "been"]
+)
+"""Words that no sentence stops at, but questions and answers of few words do."""
+SENTENCES = 2
+"""Sentences with their marks after which the last one should have its own."""
+UNLIKELY_END = -2.5
+"""Ratio below which a word does not end with these two letters."""
+
+_MARK = re.compile(r"[^\W\d][.!?][\"'”’)*]*\s+\S")
+_LAST_WORD = re.compile(r"[^\W\d_]+(?:['’][a-z]+)?$")
+
+
+def _truncation(text: str, finish: FinishReason | None) -> Iterator[Flag]:
+    """Cut off: known from how it ended, or else read from its end."""
+    if finish == "length":
+        yield Flag("truncated", f"the limit on tokens cut it off after {_quoted(text[-SHOWN + 1 :])}")
+        return
+    if text.count("```") % 2:
+        yield Flag("truncated", f"a block of code that begins {_at(text, text.rfind('```'))} does not end")
+        return
+    line = text.rsplit("\n", 1)[-1]
+    words = line.split()
+    if len(words) < 4 or _CODE.search(line):
+        return
+    ending = f"it ends with {_quoted(text[-SHOWN + 1 :])}"
+    if line[-1] in ",([{“‘-–—/&" and line[-2] not in ":;=-" and len(words) >= 6:
+        yield Flag("truncated", f"{ending}, and {line[-1]!r} ends no sentence")
+        return
+    last = _LAST_WORD.search(line)
+    if last is None or words[-1][0] in "#@" or "://" in words[-1]:
+        return
+    word = last.group()
+    if word.replace("’", "'").lower() in DANGLING and (word == "I" or not word.isupper()) and len(words) >= 5:
+        yield Flag("truncated", f"{ending}, and no sentence ends with {word!r}")
+    elif word.islower() and word.isascii() and len(word) < len(words[-1]) + 1:
+        marks = len(_MARK.findall(text))
+        unlikely = ordinary().ends_like_a_word(word) < UNLIKELY_END
+        if unlikely and len(words) >= 5:
+            yield Flag("truncated", f"{ending}, in the middle of a word")
+        elif marks >= SENTENCES and _MARK.search(line):
+            yield Flag("truncated", f"{ending}, without the mark that its other sentences have")
+
+
+# --- Echo
+
+ECHO_WORDS = 5
+"""Fewer words than these are never an echo."""
+OWN_WORDS = 8
+"""Words from which an answer that was given before is given again, and not a phrase."""
+ECHO_ALIKE = 0.8
+"""Share of 3-word runs that an altered echo has in common with the prompt."""
+
+_WORD = re.compile(r"\w+(?:['’]\w+)?")
+
+
+def _echo(prompt: Prompt, text: str) -> Iterator[Flag]:
+    """The prompt's text instead of an answer, or an earlier answer once more."""
+    answer = _WORD.findall(text.lower())
+    if len(answer) < ECHO_WORDS:
+        return
+    for message in prompt.messages:
+        said = _WORD.findall(message.content.lower())
+        if message.role == "assistant":
+            if len(answer) >= OWN_WORDS and said == answer:
+                yield Flag("echo", "it is an earlier answer of the same dialogue, word for word")
+                return
+        elif len(said) >= ECHO_WORDS and (_begins_with(message.content, text) or _is_echo(said, answer)):
+            yield Flag("echo", f"it says what the {message.role} said: {_quoted(text)}")
+            return
+
+
+def _begins_with(said: str, text: str) -> bool:
+    """Whether the whole turn stands before the answer, its last mark included: who restates a question changes that."""
+    return said.strip()[-1:] in ".!?:。！？" and text.startswith(said.strip())
+
+
+def _is_echo(said: list[str], answer: list[str]) -> bool:
+    """Whether an answer is the turn, most of its beginning, or nearly the same words with the same ends."""
+    if not ECHO_ALIKE * len(said) <= len(answer) <= len(said) / ECHO_ALIKE:
+        return False
+    if said[: len(answer)] == answer[: len(said)]:
+        return True
+    runs, others = set(ngrams(said, 3)), set(ngrams(answer, 3))
+    ends = {tuple(said[:3]), tuple(said[-3:])} <= others
+    return ends and len(runs & others) >= ECHO_ALIKE * len(runs | others)
+
+
+# --- Language
+
+SCRIPT_LETTERS, SCRIPT_SHARE = 24, 0.25
+"""Letters of a script that the prompt has not, and their share, from which the answer is in the wrong one."""
+
+
+def _language(asked: str, text: str) -> Iterator[Flag]:
+    """Another script or language than the prompt's, unless the prompt speaks of languages."""
+    if languages.speaks_of_languages(asked) or _CODE.search(text):
+        return
+    here, there = languages.scripts(text), languages.scripts(asked)
+    total = sum(here.values())
+    for script, count in here.items():
+        if there[script] < 3 and count >= max(SCRIPT_LETTERS, SCRIPT_SHARE * total) and sum(there.values()) >= 3:
+            yield Flag("language", f"{count} of {total} letters are {script}, and the prompt has none")
+            return
+    spoken, wanted = languages.language(text), languages.language(asked)
+    if spoken and wanted and spoken != wanted:
+        yield Flag("language", f"the answer is in {spoken}, and the prompt in {wanted}")

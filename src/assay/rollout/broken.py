@@ -96,7 +96,7 @@ def _no_words(text: str) -> Iterator[Flag]:
 # --- Leaks
 
 _SPECIAL = re.compile(
-    r"<\|[^|<>\n]{1,40}\|>|<｜[^<>\n]{1,40}｜>|\[/?INST\]|<</?SYS>>|</s>|<s>(?!.*</s>)"
+    r"<\|[^|<>\n]{1,40}\|>|<\uff5c[^<>\n]{1,40}\uff5c>|\[/?INST\]|<</?SYS>>|</s>|<s>(?!.*</s>)"
     r"|</?(?:bos|eos|pad|unk|mask|start_of_turn|end_of_turn|sep|cls)>|\[(?:PAD|CLS|SEP|UNK|MASK|BOS|EOS)\]"
     r"|<0x[0-9A-F]{2}>|[Ġ▁Ċ]\w|\w##\w|\b##[a-z]{2}|</w>"
 )
@@ -146,24 +146,23 @@ REPEATED, REPEATED_WORDS = 0.6, 60
 """Share of 4-grams that occurred before, in a text of so many words."""
 
 _ITEM = re.compile(r"^[ \t]*(?:\d+[.):]|[-*•+])[ \t]+", re.MULTILINE)
-_SENTENCE_END = re.compile(r"[.!?。！？]+[\"'”’)*]*(?=\s|$)|[。！？]|\n+")
+_SENTENCE_END = re.compile(r"[.!?]+[\"'”’)*]*(?=\s|$)|[\u3002\uff01\uff1f]|\n+")
 
 
 def _loops(text: str) -> Iterator[Flag]:
     plain = _ITEM.sub("", text).lower()
     words = plain.split()
-    for part, unit, size in ((words, " ", CYCLE_WORDS), *((word, "", CYCLE_LETTERS) for word in set(words))):
-        if len(part) >= CYCLE_TIMES + size - 1 and (unit or len(part) >= CYCLE_SPAN):
-            start, period, length = cycle(part, size)
-            once = unit.join(part[start : start + period])
-            times, span = length / period if period else 0, len(unit.join(part[start : start + length]))
-            letters = any(map(str.isalpha, once))
-            if times >= CYCLE_TIMES and span >= (CYCLE_SPAN if letters else RULE_SPAN):
-                where = f"from word {start + 1} of {len(words)}" if unit else f"in the word {_quoted(part)}"
-                yield Flag("loop", f"{_quoted(once)} {times:.0f} times in a row, {where}")
-                return
+    if found := _cycle_of(words, " ", CYCLE_WORDS):
+        once, times, start = found
+        yield Flag("loop", f"{_quoted(once)} {times} times in a row, from word {start + 1} of {len(words)}")
+        return
+    for word in set(words):
+        if len(word) >= CYCLE_SPAN and (found := _cycle_of(word, "", CYCLE_LETTERS)):
+            once, times, start = found
+            yield Flag("loop", f"{_quoted(once)} {times} times in a row, from letter {start + 1} of {_quoted(word)}")
+            return
     sentences = [" ".join(s.split()) for s in _SENTENCE_END.split(plain)]
-    sentences = [s for s in sentences if len(s) >= 12 and not s[:1] == "|"]
+    sentences = [s for s in sentences if len(s) >= 12 and s[:1] != "|"]
     same = len(sentences) - len(set(sentences))
     if same >= SAME_SENTENCES and same >= SAME_SHARE * len(sentences):
         most, times = Counter(sentences).most_common(1)[0]
@@ -171,6 +170,16 @@ def _loops(text: str) -> Iterator[Flag]:
     elif len(words) >= REPEATED_WORDS and (share := repetition(words)) >= REPEATED:
         most, times = Counter(ngrams(words, 4)).most_common(1)[0]
         yield Flag("loop", f"{share:.0%} of the 4-word runs were said before, {_quoted(' '.join(most))} {times} times")
+
+
+def _cycle_of(items: Sequence[str], between: str, n: int) -> tuple[str, int, int] | None:
+    """What is said again and again, how often, and from which item on."""
+    start, period, length = cycle(items, n)
+    if length < CYCLE_TIMES * period or not period:
+        return None
+    once, whole = (between.join(items[start : start + count]) for count in (period, length))
+    span = CYCLE_SPAN if any(map(str.isalpha, once)) else RULE_SPAN
+    return (once, length // period, start) if len(whole) >= span else None
 
 
 def cycle(items: Sequence[str], n: int) -> tuple[int, int, int]:
@@ -216,16 +225,15 @@ JUMPS = (24, 0.6)
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _NOTHING = re.compile(r"[\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufffd-\uffff]")
-_LATE = "[\x80-\xbf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
-_MOJIBAKE = re.compile(
-    rf"Ã{_LATE}|Â[\x80-\xbf]|â€{_LATE}|â‚¬|ðŸ|ð\x9f|(?:[ÐÑ]{_LATE}){{3}}|(?:[ãäåæçèé]{_LATE}{{2}}){{2}}"
-)
+_LATE = "[\x80-\xbf" + "".join(bytes([byte]).decode("cp1252", "ignore") for byte in range(0x80, 0xA0)) + "]"
+"""What the later bytes of a character become where UTF-8 is read as Latin-1 or as Windows-1252."""
+_MOJIBAKE = re.compile(rf"Ã{_LATE}|Â[\x80-\xbf]|â€{_LATE}|ðŸ|ð\x9f|(?:[ÐÑ]{_LATE}){{3}}|(?:[ãäåæçèé]{_LATE}{{2}}){{2}}")
 _MARKS_OF_NOISE = (
     ("a control character", _CONTROL),
     ("a character that stands for nothing", _NOTHING),
     ("letters of a wrong encoding", _MOJIBAKE),
 )
-_PLAIN_WORD = re.compile(r"(?<!\S)[\"“‘(*]*[^\W\d_][^\s\d/_@\\=<>{}\[\]|#$%^&~+]*(?!\S)")
+_PLAIN_WORD = re.compile(r"(?<!\S)[\"“\u2018(*]*[^\W\d_][^\s\d/_@\\=<>{}\[\]|#$%^&~+]*(?!\S)")
 _CODE = re.compile(
     r"```|^(?: {4}|\t)\S|[;{}][ \t]*$|^[ \t]*(?:def|class|import|from|return|for|if|while)\b.*[:(=]|</?\w+[ >]"
     r"|\w\(\w*\)|\w ?(?:[=<>*/]=?|[-+]) ?\w+ ?[=<>+*/]|\\[a-z]+[{(]",
@@ -301,7 +309,11 @@ def _worst(ratios: Ratios, window: int) -> tuple[float, int]:
 # --- Truncation
 
 DANGLING = frozenset(
-    ["a", "an", "the", "of", "and", "or", "but", "into", "than", "because", "if", "my", "our", "their", "your", "i", "i'm", "i'll", "i'd", "i've", "we're", "they're", "you're", "very", "such", "whose", "is", "are", "was", "were", "will", "would", "should", "could", "can", "may", "might", "must", "been"]
+    [
+        *("a", "an", "the", "my", "our", "their", "your", "whose", "of", "and", "or", "but", "into", "than", "because"),
+        *("if", "very", "such", "i", "i'm", "i'll", "i'd", "i've", "we're", "they're", "you're", "is", "are", "was"),
+        *("were", "will", "would", "should", "could", "can", "may", "might", "must", "been"),
+    ]
 )
 """Words that no sentence stops at, but questions and answers of few words do."""
 SENTENCES = 2
@@ -326,7 +338,7 @@ def _truncation(text: str, finish: FinishReason | None) -> Iterator[Flag]:
     if len(words) < 4 or _CODE.search(line):
         return
     ending = f"it ends with {_quoted(text[-SHOWN + 1 :])}"
-    if line[-1] in ",([{“‘-–—/&" and line[-2] not in ":;=-" and len(words) >= 6:
+    if line[-1] in ",([{“\u2018-–—/&" and line[-2] not in ":;=-" and len(words) >= 6:
         yield Flag("truncated", f"{ending}, and {line[-1]!r} ends no sentence")
         return
     last = _LAST_WORD.search(line)
@@ -374,7 +386,7 @@ def _echo(prompt: Prompt, text: str) -> Iterator[Flag]:
 
 def _begins_with(said: str, text: str) -> bool:
     """Whether the whole turn stands before the answer, its last mark included: who restates a question changes that."""
-    return said.strip()[-1:] in ".!?:。！？" and text.startswith(said.strip())
+    return said.strip()[-1:] in (*".!?:", "\u3002", "\uff01", "\uff1f") and text.startswith(said.strip())
 
 
 def _is_echo(said: list[str], answer: list[str]) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from assay import rng
 from assay.rollout.broken import REASONS, Flag, check
 from assay.rollout.config import SAFE, GuardConfig, SamplingParams
-from assay.rollout.sampler import Generation, Sampler
+from assay.rollout.sampler import Sampler
 from assay.types import Completion, Prompt
 
 Flags = tuple[Flag, ...]
@@ -58,9 +58,9 @@ def metrics(flags: Sequence[Flags]) -> dict[str, float]:
     return {f"guard/{name}": count / len(flags) for name, count in counts(flags).items()}
 
 
-def inspect(generation: Generation) -> Flags:
-    """What is broken in a response as it was sampled."""
-    return check(generation.prompt, generation.text, finish=generation.finish)
+def inspect(completion: Completion) -> Flags:
+    """What is broken in a completion."""
+    return check(completion.prompt, completion.response, finish=completion.finish)
 
 
 def guarded(
@@ -70,20 +70,24 @@ def guarded(
 
     First responses are those of `collect.sample` with this seed; attempt k at response i depends on (seed, k, i) alone.
     """
-    drawn = sampler.generate(prompts, params, seeds=[rng.derive(seed, i) for i in range(len(prompts))])
-    first = [inspect(generation) for generation in drawn]
+
+    def sample(rows: Sequence[int], settings: SamplingParams, *purpose: str | int) -> list[Completion]:
+        drawn = sampler.generate(
+            [prompts[i] for i in rows], settings, seeds=[rng.derive(seed, *purpose, i) for i in rows]
+        )
+        return [generation.completion for generation in drawn]
+
+    answers = sample(range(len(prompts)), params)
+    first = [inspect(completion) for completion in answers]
     last, resampled, replaced = list(first), 0, 0
-    answers = [generation.completion for generation in drawn]
     for attempt in range(config.attempts if config.changes_answers else 0):
         broken = [i for i, flags in enumerate(last) if flags]
         if not broken:
             break
-        seeds = [rng.derive(seed, "guard", attempt, i) for i in broken]
-        again = sampler.generate([prompts[i] for i in broken], config.again(params), seeds=seeds)
         resampled += len(broken)
-        for i, generation in zip(broken, again, strict=True):
-            if not (flags := inspect(generation)):
-                answers[i], last[i] = generation.completion, flags
+        for i, completion in zip(broken, sample(broken, config.again(params), "guard", attempt), strict=True):
+            if not inspect(completion):
+                answers[i], last[i] = completion, ()
     if config.on_broken == "fallback":
         for i, flags in enumerate(last):
             if flags:

@@ -1,4 +1,4 @@
-"""Which script and which language a text is in, as far as a guard has to know: by letters, and by the commonest words."""
+"""Which script and which language a text is in, as far as a guard has to know: by letters and by common words."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import re
 from collections import Counter, defaultdict
 
 _RANGES = {
-    "Latin": "A-Za-zªºÀ-ÖØ-öø-ɏḀ-ỿＡ-Ｚａ-ｚ",
-    "Greek": "Ͱ-Ͽἀ-῿",
-    "Cyrillic": "Ѐ-ԯ",
-    "Armenian": "԰-֏",
-    "Hebrew": "֐-׿",
-    "Arabic": "؀-ۿݐ-ݿﭐ-﷏ﹰ-ﻼ",
-    "Indic": "\u0900-\u0dff",
-    "Thai": "\u0e00-\u0eff",
-    "Georgian": "Ⴀ-ჿ",
-    "Ethiopic": "ሀ-፿",
-    "Hangul": "ᄀ-ᇿ㄰-㆏가-힣",
-    "Kana": "ぁ-ヿㇰ-ㇿ",
-    "Han": "㐀-䶿一-鿿豈-﫿",
+    "Latin": r"A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff\uff21-\uff3a\uff41-\uff5a",
+    "Greek": r"\u0370-\u03ff\u1f00-\u1fff",
+    "Cyrillic": r"\u0400-\u052f",
+    "Armenian": r"\u0530-\u058f",
+    "Hebrew": r"\u0590-\u05ff",
+    "Arabic": r"\u0600-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufefc",
+    "Indic": r"\u0900-\u0dff",
+    "Thai or Lao": r"\u0e00-\u0eff",
+    "Georgian": r"\u10a0-\u10ff",
+    "Ethiopic": r"\u1200-\u137f",
+    "Hangul": r"\u1100-\u11ff\u3130-\u318f\uac00-\ud7a3",
+    "Kana": r"\u3041-\u30ff\u31f0-\u31ff",
+    "Han": r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff",
 }
 _SCRIPTS = {script: re.compile(f"[{letters}]") for script, letters in _RANGES.items()}
 _LATIN = re.compile("[A-Za-z]")

@@ -21,7 +21,10 @@ Numbers = NDArray[np.int64]
 
 LETTERS = 27
 """a–z, accents taken off, after 0, which is everything else."""
-SUFFIXES = tuple(["tion", "sion", "ment", "ness", "ing", "ity", "ous", "ive", "ble", "est", "ed", "ly", "al", "ic", "er", "or", "es", "s", "y", "e", "n", "t", "d"]) + ("",)
+SUFFIXES = (
+    *("tion", "sion", "ment", "ness", "ing", "ity", "ous", "ive", "ble", "est", "ed", "ly", "al", "ic", "er", "or"),
+    *("es", "s", "y", "e", "n", "t", "d", ""),
+)
 """Classes of words that have none of their own: the first ending that fits; the last one fits always."""
 OTHERS = (*SUFFIXES, "Name", ".", ",", "\n", "0", "other mark")
 """All classes that come after those of the frequent words."""

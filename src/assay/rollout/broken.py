@@ -174,16 +174,16 @@ def _loops(text: str) -> Iterator[Flag]:
 
 def _cycle_of(items: Sequence[str], between: str, n: int) -> tuple[str, int, int] | None:
     """What is said again and again, how often, and from which item on."""
-    start, period, length = cycle(items, n)
-    if length < CYCLE_TIMES * period or not period:
+    start, period, length = cycle(items, n, CYCLE_TIMES)
+    if not period:
         return None
     once, whole = (between.join(items[start : start + count]) for count in (period, length))
     span = CYCLE_SPAN if any(map(str.isalpha, once)) else RULE_SPAN
     return (once, length // period, start) if len(whole) >= span else None
 
 
-def cycle(items: Sequence[str], n: int) -> tuple[int, int, int]:
-    """Start, period and length of the longest stretch that repeats itself; (0, 0, 0) where none does.
+def cycle(items: Sequence[str], n: int, times: int) -> tuple[int, int, int]:
+    """Start, period and length of the longest stretch that goes round so many times; (0, 0, 0) where none does.
 
     A stretch of period p is where runs of n items come again p later, one after the other: one pass.
     """
@@ -192,13 +192,13 @@ def cycle(items: Sequence[str], n: int) -> tuple[int, int, int]:
     best, period, running = (0, 0, 0), 0, 0
     for i in range(len(items) - n + 1):
         run = items[i : i + n] if whole else tuple(items[i : i + n])
-        before = last.get(run)
+        gap = i - last.get(run, i)
         last[run] = i
-        gap = 0 if before is None else i - before
-        running = running + 1 if gap and gap == period else min(gap, 1)
+        running = running + 1 if gap == period else 1
         period = gap
-        if running and running + n - 1 + gap > best[2] and running > gap:
-            best = (i - running + 1 - gap, gap, running + n - 1 + gap)
+        length = running + n - 1 + gap
+        if gap and length >= times * gap and length > best[2]:
+            best = (i - running + 1 - gap, gap, length)
     return best
 
 
@@ -416,6 +416,6 @@ def _language(asked: str, text: str) -> Iterator[Flag]:
         if there[script] < 3 and count >= max(SCRIPT_LETTERS, SCRIPT_SHARE * total) and sum(there.values()) >= 3:
             yield Flag("language", f"{count} of {total} letters are {script}, and the prompt has none")
             return
-    spoken, wanted = languages.language(text), languages.language(asked)
+    spoken, wanted = languages.language(text), languages.language(asked, hits=languages.FEW)
     if spoken and wanted and spoken != wanted:
         yield Flag("language", f"the answer is in {spoken}, and the prompt in {wanted}")

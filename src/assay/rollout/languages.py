@@ -43,8 +43,8 @@ _SPOKEN_IN = defaultdict[str, list[str]](list)
 for _language, _words in WORDS.items():
     for _common in _words.split():
         _SPOKEN_IN[_common].append(_language)
-HITS, SHARE = 5, 0.2
-"""Common words that tell a language, and their share of all words."""
+HITS, FEW, SHARE = 5, 2, 0.2
+"""Common words that tell a language, those that tell a prompt's, and their share of all words."""
 LEAD = 1.5
 """How much more of them than of any other language's."""
 CACHED = 64
@@ -71,12 +71,12 @@ def scripts(text: str) -> Counter[str]:
 
 
 @functools.lru_cache(maxsize=CACHED)
-def language(text: str) -> str | None:
-    """The language of a text in Latin letters, where its commonest words tell."""
+def language(text: str, *, hits: int = HITS) -> str | None:
+    """The language of a text in Latin letters, where so many of its commonest words tell."""
     words = _WORD.findall(text.lower())
-    hits = Counter(name for word in words if word in _SPOKEN_IN for name in _SPOKEN_IN[word])
-    (best, most), (_, next_most) = (*hits.most_common(2), ("", 0), ("", 0))[:2]
-    return best if most >= max(HITS, SHARE * len(words)) and most >= LEAD * next_most else None
+    found = Counter(name for word in words if word in _SPOKEN_IN for name in _SPOKEN_IN[word])
+    (best, most), (_, next_most) = (*found.most_common(2), ("", 0), ("", 0))[:2]
+    return best if most >= max(hits, SHARE * len(words)) and most >= LEAD * next_most else None
 
 
 @functools.lru_cache(maxsize=CACHED)

@@ -1,6 +1,7 @@
+# ruff: noqa: RUF001  (answers in other scripts look like Latin letters)
 """Measures the guard: how many broken responses it catches, and how many good ones it flags.
 
-    make guard DATA=../shared/data           →  docs/results/guard.md
+    make guard DATA=FOLDER                   →  docs/results/guard.md
     python -m bench.guard DATA --fit         →  src/assay/assets/ordinary.npz, counted on the first half of the data
 
 Good responses are answers that people wrote or strong models gave, as they are. Broken ones are made from them in ways
@@ -13,6 +14,7 @@ import argparse
 import csv
 import gzip
 import hashlib
+import io
 import json
 import random
 import re
@@ -53,7 +55,7 @@ def main() -> None:
     if asked.fit:
         fit(asked.data)
         return
-    facts = common.origin("make guard")
+    facts = common.origin("make guard DATA=FOLDER")
     good = {name: halves(rows)[1] for name, rows in sources(asked.data).items()}
     pool = [answer for rows in good.values() for answer in rows if 40 <= len(answer[1].split()) <= 200]
     noise = rng.python_rng(0, "guard")
@@ -68,12 +70,12 @@ def main() -> None:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON, JSON lines or CSV file, gzipped or not."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as file:
-        kind = Path(path.name.removesuffix(".gz")).suffix
-        if kind == ".csv":
-            return list(csv.DictReader(file))
-        return json.load(file) if kind == ".json" else [json.loads(line) for line in file if line.strip()]
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    file = io.StringIO(text.decode("utf-8"), newline="")
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    if kind == ".csv":
+        return list(csv.DictReader(file))
+    return json.load(file) if kind == ".json" else [json.loads(line) for line in file if line.strip()]
 
 
 def asking(*parts: str | None) -> Prompt:
@@ -447,37 +449,53 @@ def page(facts: dict[str, Any], good: Kinds, broken: Kinds, undecided: Kinds, re
     alarms = wilson(flagged, len(whole)).named("x")
     left = sum(bool(check(row[0], answered(row), finish="stop")) for row in [*bad, *whole])
     took = sorted(timed(whole))
+    middle, size = statistics.median(took), statistics.median(len(text) for _, text, _ in whole)
+    slow = took[len(took) * 99 // 100]
+    counted = ["responses", "flagged"]
+    tables = {
+        "broken": (["kind", *counted, "caught", "for that reason", "reasons"], broken, True),
+        "good": (["source", *counted, "false alarms", "reasons"], good, False),
+        "undecided": (["cut", *counted, "caught", "reasons"], undecided, False),
+        "real": (["source", *counted, "share", "reasons"], real, False),
+    }
+    shown = {
+        part: common.table(
+            header, [line(name, rows, name.split(":")[0] if named else None) for name, rows in of.items()]
+        )
+        for part, (header, of, named) in tables.items()
+    }
     return f"""# The guard, measured
 
 {common.origin_text(facts)}
-Rows of `../shared/data`, halved by a hash of the prompt. The tables of ordinary text were counted on the first half. The
-rules and their thresholds were written while reading flagged answers of both halves, so the rates of good answers are
-of texts that were not counted, but not of texts that nobody had seen; the broken ones were drawn after that.
+Rows of public data sets, halved by a hash of the prompt. The tables of ordinary text were counted on the first half;
+all rates are of the second. The rules and their thresholds were written while reading flagged answers of both
+halves: the rates are of texts that were not counted, but not all of texts that nobody had seen.
 
 - **Caught**: {common.interval(caught, "x")} of {len(bad):,} broken responses.
-- **False alarms**: {common.interval(alarms, "x")} of {len(whole):,} good ones. No good row was left out, those included
-  that turn out to be broken when they are read.
+- **False alarms**: {common.interval(alarms, "x")} of {len(whole):,} good ones. No row was left out, those included that
+  turn out to be broken when they are read.
 - **With the fallback on**, {left} of {len(bad) + len(whole):,} answers leave broken.
-- **Time**: {statistics.median(took):.0f} µs for a good response at the median ({statistics.median(len(t) for _, t, _ in whole):.0f} characters), {took[int(0.99 * len(took))]:.0f} µs at the 99th percentile; {huge():.1f} s for a megabyte.
+- **Time**: {middle:.0f} µs for a good response at the median ({size:.0f} characters), {slow:.0f} µs
+  at the 99th percentile; {huge():.1f} s for a megabyte.
 
 ## Broken responses
 
-{common.table(["kind", "responses", "flagged", "caught", "for that reason", "reasons"], [line(name, rows, name.split(":")[0]) for name, rows in broken.items()])}
+{shown["broken"]}
 ## Good responses
 
-{common.table(["source", "responses", "flagged", "false alarms", "reasons"], [line(name, rows) for name, rows in good.items()])}
+{shown["good"]}
 ## What cannot be decided: cut, and nobody says so
 
-An answer that ran out of tokens is flagged always, for the sampler knows. Without that knowledge a text is all there is:
-one that was cut after a sentence looks whole, and so does one cut after a word that may end it.
+An answer that ran out of tokens is flagged always, for the sampler knows. Without that knowledge the text is all there
+is: one that was cut after a sentence looks whole, and so does one that was cut after a word that may end it.
 
-{common.table(["cut", "responses", "flagged", "caught", "reasons"], [line(name, rows) for name, rows in undecided.items()])}
+{shown["undecided"]}
 ## Real responses that nobody has labelled
 
-Many of HH-RLHF's answers were cut when they were sampled. What is flagged here is a measurement of the data and not of the
-guard.
+Many of HH-RLHF's answers were cut when they were sampled. What is flagged here measures the data more than
+the guard.
 
-{common.table(["source", "responses", "flagged", "share", "reasons"], [line(name, rows) for name, rows in real.items()])}"""
+{shown["real"]}"""
 
 
 def answered(row: Answer) -> str:

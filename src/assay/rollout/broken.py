@@ -106,8 +106,7 @@ _ROLE = re.compile(
     re.MULTILINE,
 )
 _DIALOGUE = re.compile(
-    r"dialog|conversation|chat|script|interview|screenplay|scene|roleplay|role[- ]play|transcript|prompt|assistant"
-    r"|template|example|markdown|heading|section|function|program|code|instruction",
+    r"dialog|conversation|\bchat|script|interview|screenplay|\bscene|role[- ]?play|transcript|assistant|\bprompts?\b",
     re.IGNORECASE,
 )
 
@@ -135,11 +134,12 @@ def _special_tokens(ids: Sequence[int], special_ids: Collection[int]) -> Iterato
 
 CYCLE_WORDS, CYCLE_LETTERS = 4, 6
 """Words and letters that must come again in the same distance to be part of a cycle."""
-CYCLE_TIMES = 5
-CYCLE_SPAN = 48
-"""A cycle is a loop if it goes round so often and fills so many characters."""
-RULE_SPAN = 400
-"""The same without a letter in it: rules and rows of tables are long."""
+CYCLE_TIMES, CYCLE_SPAN = 5, 48
+"""A cycle is a loop if it goes round so often and fills so many characters;"""
+MANY_TIMES, SHORT_SPAN = 8, 30
+"""or if it goes round more often, and fills fewer."""
+DIGITS_SPAN, RULE_SPAN = 100, 400
+"""The same without a letter in it, and with neither letter nor digit: rules and rows of tables are long."""
 SAME_SENTENCES, SAME_SHARE = 4, 0.5
 """Sentences that were said before: so many, and such a share of all."""
 REPEATED, REPEATED_WORDS = 0.6, 60
@@ -178,8 +178,12 @@ def _cycle_of(items: Sequence[str], between: str, n: int) -> tuple[str, int, int
     if not period:
         return None
     once, whole = (between.join(items[start : start + count]) for count in (period, length))
-    span = CYCLE_SPAN if any(map(str.isalpha, once)) else RULE_SPAN
-    return (once, length // period, start) if len(whole) >= span else None
+    times = length // period
+    span = SHORT_SPAN if times >= MANY_TIMES else CYCLE_SPAN
+    letters, digits = (sum(map(kind, once)) for kind in (str.isalpha, str.isdigit))
+    if letters <= digits:
+        span = DIGITS_SPAN if digits else RULE_SPAN
+    return (once, times, start) if len(whole) >= span else None
 
 
 def cycle(items: Sequence[str], n: int, times: int) -> tuple[int, int, int]:
@@ -208,7 +212,7 @@ NOISE = (12, -30.0, -2.0)
 """Letters of no language at all: how many at least, and their ratios below this in sum and in the mean."""
 MISSPELT = (40, -20.0, -0.3)
 """The same where English is expected."""
-DISORDER = (12, -6.0, -0.15)
+DISORDER = (8, -6.0, -0.15)
 """Neighbouring words in no order: how many pairs at least, and their ratios in sum and in the mean."""
 SOUP = (12, -2.0, 0.0)
 SOUP_SPELLING = 0.9
@@ -220,8 +224,14 @@ PROSE_WORDS = 10
 """Words from which a line is taken for prose: lists and titles know no order."""
 SCRIPTS = 4
 """Scripts that no single answer needs."""
-JUMPS = (24, 0.6)
-"""Characters of another kind than their neighbour, small, capital, digit or sign: of how many, and their share."""
+NO_SMALL_WORDS = (20, 0.85)
+"""Neighbouring words of which neither is frequent: of how many pairs, and their share."""
+FOREIGN_SPELLING = 0.9
+"""Spelling above which a text is in English letters, also where the prompt speaks of other languages."""
+ENGLISH_LETTERS, ENGLISH_SPELLING = 12, 1.0
+"""Letters from which a prompt is in some language, and the spelling above which it is English without common words."""
+JUMPS = (40, 0.3)
+"""Letters beside a capital, digit or sign that no word has there: in how many characters, and their share."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _NOTHING = re.compile(r"[\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufffd-\uffff]")
@@ -234,12 +244,13 @@ _MARKS_OF_NOISE = (
     ("letters of a wrong encoding", _MOJIBAKE),
 )
 _PLAIN_WORD = re.compile(r"(?<!\S)[\"“\u2018(*]*[^\W\d_][^\s\d/_@\\=<>{}\[\]|#$%^&~+]*(?!\S)")
-_CODE = re.compile(
-    r"```|^(?: {4}|\t)\S|[;{}][ \t]*$|^[ \t]*(?:def|class|import|from|return|for|if|while)\b.*[:(=]|</?\w+[ >]"
-    r"|\w\(\w*\)|\w ?(?:[=<>*/]=?|[-+]) ?\w+ ?[=<>+*/]|\\[a-z]+[{(]",
-    re.MULTILINE,
+_FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_CODE_LINE = re.compile(
+    r"^(?: {4}|\t)|[;{}\\]\s*$|^\s*(?:#|//|\||@)|</?[a-zA-Z]\w*(?:\s[^<>]*)?/?>"
+    r"|^\s*(?:def|class|import|from|return|for|if|elif|else|while|try|except|with|print)\b.*[(=\[{].*|^\s*return\b[^.]*$"
+    r"|^\s*[\w.\[\]]+(?:, ?[\w.\[\]]+)* [-+*/]?= \S"
 )
-_JUMP = re.compile(r"[a-z](?=[^a-z\s])|[A-Z](?=[^A-Za-z\s])|\d(?=[^\d\s])|[^\w\s](?=\w)", re.ASCII)
+_JUMP = re.compile(r"[a-z](?=[^a-z\s.,;:!?'’\")-])|[^\w\s('\"“/-](?=[A-Za-z])|\d(?=[A-Za-z])", re.ASCII)
 
 
 def _gibberish(asked: str, text: str) -> Iterator[Flag]:
@@ -256,34 +267,58 @@ def _gibberish(asked: str, text: str) -> Iterator[Flag]:
 
 
 def _noise(asked: str, text: str) -> Iterator[Flag]:
-    """Letters or words in no order, in the whole text or in its worst stretch."""
-    known, code = ordinary(), bool(_CODE.search(text))
-    solid = "".join(text.split())
-    if len(solid) >= JUMPS[0] and not code and (jumps := len(_JUMP.findall(text))) >= JUMPS[1] * len(solid):
-        yield Flag(
-            "gibberish", f"small letters, capitals, digits and signs change {jumps} times in {len(solid)} characters"
-        )
+    """Letters or words in no order, in the whole text or in its worst stretch; code is not judged."""
+    known = ordinary()
+    lines = _written(text)
+    size = len("".join(text.split()))
+    if size >= JUMPS[0] and (jumps := len(_JUMP.findall(text))) >= JUMPS[1] * size and "```" not in text:
+        yield Flag("gibberish", f"letters, digits and signs in no order: {jumps} changes in {size} characters")
         return
-    spelling = known.spelling(" ".join(_PLAIN_WORD.findall(text)))
-    english = not code and languages.expects_english(asked) and languages.language(text) in (None, "English")
-    level = _mean(spelling)
-    if _below(spelling, NOISE) or (english and _below(spelling, MISSPELT)):
+    spelling = known.spelling(" ".join(_PLAIN_WORD.findall(" ".join(lines))))
+    level, spoken = _mean(spelling), languages.language(text)
+    expected = _expects_english(asked) and spoken in (None, "English")
+    if _below(spelling, NOISE) or (expected and _below(spelling, MISSPELT)):
         yield Flag("gibberish", f"letters in no order: {level:+.2f} nats a letter in {_quoted(text)}")
         return
-    if not english:
-        return
     worst, at = _worst(spelling, LETTERS_WINDOW)
-    if worst < LETTERS_FLOOR:
+    if expected and worst < LETTERS_FLOOR:
         yield Flag("gibberish", f"letters in no order: {worst:+.2f} nats a letter from letter {at + 1:,} on")
         return
-    prose = "\n".join(line for line in text.splitlines() if line.count(" ") + 1 >= PROSE_WORDS)
-    order = known.order(prose)
+    if not expected and (spoken not in (None, "English") or level < FOREIGN_SPELLING):
+        return
+    prose = "\n".join(line for line in lines if line.count(" ") + 1 >= PROSE_WORDS)
+    order, rare = known.order(prose)
     if _below(order, DISORDER) or (level < SOUP_SPELLING and _below(order, SOUP)):
         yield Flag("gibberish", f"words in no order: {_mean(order):+.2f} nats a word in {_quoted(prose)}")
+        return
+    if len(order) >= NO_SMALL_WORDS[0] and rare >= NO_SMALL_WORDS[1] * len(order):
+        yield Flag("gibberish", f"hardly one of the small words that English needs, in {_quoted(prose)}")
         return
     worst, at = _worst(order, WORDS_WINDOW)
     if worst < WORDS_FLOOR:
         yield Flag("gibberish", f"words in no order: {worst:+.2f} nats a word from word {at + 1:,} on")
+
+
+def _expects_english(asked: str) -> bool:
+    """Whether an answer should be English: the prompt is, as far as it is long enough to be anything."""
+    if languages.speaks_of_languages(asked):
+        return False
+    return _language_of(asked) == "English" or languages.scripts(asked).total() < ENGLISH_LETTERS
+
+
+def _language_of(asked: str) -> str | None:
+    """The language of a prompt, by its common words, or by its letters where they are as in English."""
+    known, letters = languages.language(asked, hits=languages.FEW), languages.scripts(asked)
+    if known or letters["Latin"] < ENGLISH_LETTERS or 2 * letters["Latin"] < letters.total():
+        return known
+    return "English" if _mean(ordinary().spelling(asked)) > ENGLISH_SPELLING else None
+
+
+def _written(text: str) -> list[str]:
+    """The lines that are no code."""
+    if "```" in text:
+        text = _FENCED.sub("", text)
+    return [line for line in text.splitlines() if not _CODE_LINE.search(line)]
 
 
 def _mean(ratios: Ratios) -> float:
@@ -335,7 +370,7 @@ def _truncation(text: str, finish: FinishReason | None) -> Iterator[Flag]:
         return
     line = text.rsplit("\n", 1)[-1]
     words = line.split()
-    if len(words) < 4 or _CODE.search(line):
+    if len(words) < 4 or _CODE_LINE.search(line):
         return
     ending = f"it ends with {_quoted(text[-SHOWN + 1 :])}"
     if line[-1] in ",([{“\u2018-–—/&" and line[-2] not in ":;=-" and len(words) >= 6:
@@ -408,7 +443,7 @@ SCRIPT_LETTERS, SCRIPT_SHARE = 24, 0.25
 
 def _language(asked: str, text: str) -> Iterator[Flag]:
     """Another script or language than the prompt's, unless the prompt speaks of languages."""
-    if languages.speaks_of_languages(asked) or _CODE.search(text):
+    if languages.speaks_of_languages(asked):
         return
     here, there = languages.scripts(text), languages.scripts(asked)
     total = sum(here.values())
@@ -416,6 +451,6 @@ def _language(asked: str, text: str) -> Iterator[Flag]:
         if there[script] < 3 and count >= max(SCRIPT_LETTERS, SCRIPT_SHARE * total) and sum(there.values()) >= 3:
             yield Flag("language", f"{count} of {total} letters are {script}, and the prompt has none")
             return
-    spoken, wanted = languages.language(text), languages.language(asked, hits=languages.FEW)
+    spoken, wanted = languages.language("\n".join(_written(text))), _language_of(asked)
     if spoken and wanted and spoken != wanted:
         yield Flag("language", f"the answer is in {spoken}, and the prompt in {wanted}")

@@ -80,14 +80,6 @@ def language(text: str, *, hits: int = HITS) -> str | None:
 
 
 @functools.lru_cache(maxsize=CACHED)
-def expects_english(prompt: str) -> bool:
-    """Whether a prompt is in English, as far as one can see, and does not speak of languages."""
-    letters = scripts(prompt)
-    latin = 2 * letters["Latin"] >= letters.total()
-    return latin and language(prompt) in (None, "English") and not speaks_of_languages(prompt)
-
-
-@functools.lru_cache(maxsize=CACHED)
 def speaks_of_languages(prompt: str) -> bool:
     """Whether a prompt names a language or asks for a translation: any language may be right then."""
     return bool(_ANOTHER.search(prompt))

@@ -109,12 +109,16 @@ class Ordinary:
         a, b, c = codes[:-2], codes[1:-1], codes[2:]
         return self.letters_LLL[a, b, c][(b > 0) | (c > 0)]
 
-    def order(self, text: str) -> Ratios:
-        """One ratio for each word that follows a word with no mark between: above 0 where the order is English."""
-        numbers = self.classes.of(text)
+    def order(self, text: str) -> tuple[Ratios, int]:
+        """One ratio for each word that follows a word with no mark between: above 0 where the order is English.
+
+        And of how many such pairs neither word is frequent.
+        """
+        numbers, frequent = self.classes.of(text), len(self.classes.words)
         before, after = numbers[:-1], numbers[1:]
-        words = len(self.classes) - MARKS
-        return self.order_CC[before, after][(before < words) & (after < words)]
+        pairs = np.maximum(before, after) < len(self.classes) - MARKS
+        before, after = before[pairs], after[pairs]
+        return self.order_CC[before, after], int((np.minimum(before, after) >= frequent).sum())
 
     def ends_like_a_word(self, word: str) -> float:
         """The ratio of the end of a word after its last two letters."""

@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare
+.PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare guard
 .PHONY: bench bench-quick bench-where bench-quality bench-scaling bench-data preflight
 
 help: ## list the commands
@@ -73,6 +73,9 @@ compare: $(VENV)/.installed ## train seven methods from one SFT model, three see
 
 hh_compare: $(VENV)/.installed ## the same on real preferences, DATA=folder of HH-RLHF: docs/results/hh_compare.md
 	$(BIN)/python -m bench.compare --data '$(DATA)'
+
+guard: $(VENV)/.installed ## broken responses caught and good ones flagged, DATA=../shared/data: docs/results/guard.md
+	$(BIN)/python -m bench.guard '$(DATA)'
 
 bench: $(VENV)/.installed ## race TRL and transformers with the same work, DATA=folder of HH-RLHF: docs/results/bench.md
 	$(BIN)/python -m bench.race --data '$(DATA)'

@@ -1,7 +1,8 @@
 """Compare the policies of a recipe on held-out prompts, and select one.
 
 policies + validation prompts  →  the selected policy
-policies + test prompts        →  evaluation.json: win rate over the first, truth or judge, safety, text statistics
+policies + test prompts        →  evaluation.json: win rate over the first, truth or judge, safety, text statistics,
+                                  broken answers before and after the guard
 
 The best of several is partly the luckiest, so the prompts that select are not those that report.
 """
@@ -14,7 +15,7 @@ from typing import Any
 from assay import rng
 from assay.errors import DataError
 from assay.models.roles import load_policy
-from assay.rollout import collect
+from assay.rollout import guard
 from assay.rollout.engine import Engine
 from assay.stages import loop
 from assay.stages.config import EvaluateConfig
@@ -32,17 +33,22 @@ def run(config: EvaluateConfig, inputs: StageInputs, ctx: RunContext) -> dict[st
     if empty := [name for name, held_out in prompts.items() if not held_out]:
         raise DataError(f"there are no {empty[0]} prompts", hint=f"raise data.{empty[0]}_split")
     answers: dict[str, dict[str, list[Completion]]] = {name: {} for name in prompts}
+    seen: dict[str, dict[str, Any]] = {name: {} for name in inputs.policies}
     with ctx.progress(len(inputs.policies), "evaluate") as progress:
         for done, (name, path) in enumerate(inputs.policies.items(), start=1):
             policy = load_policy(path, trainable=False, device=ctx.device)
             renderer = policy.renderer(inputs.template, config.max_length)
             engine = Engine(policy, renderer, max_batch=config.batch_size)
             for split, asked in prompts.items():
-                generations = collect.sample(engine, asked, config.sampling, rng.derive(ctx.seed, split))
-                answers[split][name] = [generation.completion for generation in generations]
+                guarded = guard.guarded(engine, asked, config.sampling, config.guard, seed=rng.derive(ctx.seed, split))
+                answers[split][name], seen[name][split] = guarded.completions, guarded.report()
             progress.update(done, name)
 
     report = inputs.evaluate_policies(answers["validation"], answers["test"])
+    for name, policy in report["policies"].items():
+        test = seen[name]["test"]
+        policy |= {f"broken_{side}": test[side]["broken"] / test["n"] for side in ("before", "after")}
+        policy["guard"] = seen[name]
     (ctx.folder / "evaluation.json").write_text(json.dumps(report, indent=2))
     ctx.samples(
         0,

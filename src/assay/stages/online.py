@@ -23,7 +23,7 @@ from assay.algorithms.advantages import missing_eos_scores
 from assay.algorithms.kl import AdaptiveKL, FixedKL, ScheduledKL, k1, sequence_kl
 from assay.models.roles import SamplingRoles
 from assay.rewards.learned import LearnedReward
-from assay.rollout import collect
+from assay.rollout import collect, guard
 from assay.rollout.collect import Rollouts
 from assay.rollout.engine import Engine
 from assay.stages import compared, loop
@@ -166,6 +166,7 @@ class Online:
                 "lengths/truncated": 1 - rollouts.finished_B.float().mean().item(),
                 "lengths/empty": rollouts.empty_B.float().mean().item(),
                 "text/repetition": rollouts.repetition(),
+                **(guard.metrics([guard.inspect(c) for c in rollouts.completions]) if self.config.guard else {}),
             },
         )
 

@@ -14,6 +14,7 @@ from tests.unit.stages.toy import QUESTIONS, Memory
 
 from assay.data.prepared import Prepared, Splits
 from assay.errors import DataError
+from assay.rollout.config import GuardConfig
 from assay.stages import evaluate
 from assay.stages.config import EvaluateConfig
 from assay.stages.context import StageInputs
@@ -44,7 +45,8 @@ def test_the_prompts_that_select_are_not_those_that_report(base: Path, tmp_path:
     metrics = evaluate.run(CONFIG, inputs(base, judge, QUESTIONS[:3], QUESTIONS[3:4]), ctx)
     asked = [{name: [row.prompt for row in rows] for name, rows in answers.items()} for answers in judge.seen]
     assert asked == [{name: list(prompts) for name in ("early", "late")} for prompts in (QUESTIONS[:2], QUESTIONS[3:4])]
-    assert metrics == {"selected": "late", "prompts": 1, "early/score": 1.0, "late/score": 1.0}
+    broken = dict.fromkeys((f"{name}/broken_{side}" for name in ("early", "late") for side in ("before", "after")), 1.0)
+    assert metrics == {"selected": "late", "prompts": 1, "early/score": 1.0, "late/score": 1.0, **broken}  # never ends
     assert [row["prompt"] for row in ctx.texts] == [QUESTIONS[3].text]
     assert json.loads((tmp_path / "evaluation.json").read_text())["selected"] == "late"
 
@@ -56,3 +58,15 @@ def test_no_held_out_prompts_are_one_error(base: Path, tmp_path: Path, empty: st
     with pytest.raises(DataError, match=f"no {empty} prompts") as error:
         evaluate.run(CONFIG, replace(full, data=replace(full.data, prompts=prompts)), Memory(tmp_path))
     assert error.value.hint == f"raise data.{empty}_split"
+
+
+def test_the_evaluation_reports_broken_answers_before_and_after(base: Path, tmp_path: Path) -> None:
+    given = inputs(base, Judge(), QUESTIONS[:2], QUESTIONS[2:4])
+    config = CONFIG.model_copy(update={"guard": GuardConfig(on_broken="fallback", attempts=1)})
+    metrics = evaluate.run(config, given, Memory(tmp_path))
+    report = json.loads((tmp_path / "evaluation.json").read_text())["policies"]["late"]
+    seen = report["guard"]["test"]
+    assert metrics["late/broken_before"] == seen["before"]["broken"] / 2
+    assert metrics["late/broken_after"] == seen["after"]["broken"] / 2 == 0
+    assert set(report["guard"]) == {"validation", "test"}
+    assert seen["replaced"] <= seen["resampled"] == seen["before"]["broken"]

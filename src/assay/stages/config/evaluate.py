@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from assay.config import StageRef
-from assay.rollout.config import SamplingParams
+from assay.rollout.config import GuardConfig, SamplingParams
 from assay.stages.config.common import StageConfig
 
 
@@ -29,5 +29,8 @@ class EvaluateConfig(StageConfig):
     )
     prompts: PositiveInt = Field(default=500, description="test prompts at most, and validation prompts to select by")
     sampling: SamplingParams = Field(default=SamplingParams(), description="how responses are sampled")
+    guard: GuardConfig = Field(
+        default=GuardConfig(), description="what happens to broken responses; the report counts them before and after"
+    )
     max_length: PositiveInt = Field(default=512, description="longest prompt plus response in tokens")
     batch_size: PositiveInt = Field(default=128, description="responses decoded at once")

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from assay.config import StageRef
 from assay.models.config import LoraConfig
-from assay.rollout.config import SamplingParams, Weights
+from assay.rollout.config import GuardConfig, SamplingParams, Weights
 from assay.stages.config.common import POLICY, Fraction, OptimConfig, TrainingConfig, changed, fill_in
 
 FOREIGN: Mapping[str, Mapping[str, Any]] = {"int8": {"importance_cap": 2.0}}
@@ -44,6 +44,9 @@ class SamplingStageConfig(TrainingConfig):
         default="trained",
         description="what episodes are sampled from: the policy's own weights, or int8 copies made anew for every "
         "batch, kept honest by importance_cap (2 if left out); evaluations use the policy's own",
+    )
+    guard: GuardConfig | None = Field(
+        default=None, description="counts broken episodes as guard/…; only on_broken: flag, for the others change them"
     )
     ratio: Literal["token", "sequence", "trajectory"] = Field(
         default="token", description="log-ratio of each token, its mean over the response (GSPO), or its sum"
@@ -117,6 +120,11 @@ class SamplingStageConfig(TrainingConfig):
             raise ValueError(
                 "sampling: the policy is trained on the distribution it samples; leave top_p, top_k, "
                 "repetition_penalty and no_repeat_ngram off, and temperature above 0"
+            )
+        if self.guard is not None and self.guard.changes_answers:
+            raise ValueError(
+                f"guard.on_broken: {self.guard.on_broken} changes which answers are learnt from, and with it the "
+                "gradient; training takes on_broken: flag alone, which counts them"
             )
         foreign = self.rollout_weights in FOREIGN
         cap = f"rollout_weights: {self.rollout_weights} needs importance_cap, which" if foreign else "importance_cap"

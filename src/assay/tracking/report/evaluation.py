@@ -49,6 +49,8 @@ COMPARED: Sequence[tuple[str, str, bool]] = (
     ("repetition", "Repetition", True),
     ("truncated", "Cut off", True),
     ("empty", "Empty answers", True),
+    ("broken_before", "Broken as sampled", True),
+    ("broken_after", "Broken after the guard", True),
     ("length_tokens", "Tokens in an answer", False),
     ("distinct_1", "Distinct words", True),
     ("distinct_2", "Distinct word pairs", True),

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from assay.evaluation.statistics import wilson
 from bench import common
 
 from assay import rng
-from assay.evaluation.statistics import wilson
 from assay.models.policy import load_policy
 from assay.rollout.broken import REASONS, Flag, check
 from assay.rollout.guard import safe

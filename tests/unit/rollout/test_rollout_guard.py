@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
+from assay.evaluation.statistics import wilson
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from assay.errors import ConfigError
-from assay.evaluation.statistics import wilson
 from assay.rollout import guard
 from assay.rollout.broken import Reason, check, cycle
 from assay.rollout.config import SAFE, GuardConfig, SamplingParams
@@ -235,7 +235,7 @@ LOOP = "yes " * 40
 def run(on_broken: str, attempts: int = 2) -> tuple[guard.Guarded, Scripted]:
     sampler = Scripted({"A?": ["Fine."], "B?": [LOOP, "", "Good."], "C?": [LOOP, LOOP, LOOP]})
     config = GuardConfig.model_validate({"on_broken": on_broken, "attempts": attempts})
-    return guard.guarded(sampler, [Prompt.ask(text) for text in "A? B? C?".split()], PARAMS, config, seed=7), sampler
+    return guard.guarded(sampler, [Prompt.ask(text) for text in ["A?", "B?", "C?"]], PARAMS, config, seed=7), sampler
 
 
 def test_flag_changes_nothing_and_counts() -> None:

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from assay.errors import AssayError
 
 DEBUG = "--debug"
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What CUDA and the CPU's allocators say."""
 
 
 def say(line: str) -> None:
@@ -85,7 +87,7 @@ def explain(error: BaseException) -> tuple[str, str, int]:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "assay"
         return error.format_message().rstrip("."), f"{command} --help", 2  # pyright: ignore
-    if isinstance(error, MemoryError) or "out of memory" in str(error):
+    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
         return f"out of memory: {error}", "lower batch_size or set micro_batch_size and gradient_checkpointing", 1
     fault = f"{type(error).__name__}: {error}"
     return f"a fault in assay itself: {fault}", f"please report it with what {DEBUG} prints", 1

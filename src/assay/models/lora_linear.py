@@ -27,7 +27,7 @@ def fuse(layer: LoraLayer) -> None:
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         active, base = layer._active_adapter, layer.base_layer
-        if not active:
+        if not active or active[0] not in layer.scaling:  # no adapter, or one that is on other layers
             return base(x)
         (name,) = active
         drops = layer.training and getattr(layer.lora_dropout[name], "p", 0.0) > 0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from assay.algorithms.process_loss import whole_response
-from assay.data.pack import TokenBatch, collate, parts
+from assay.data.pack import TokenBatch, collate, parts, together
 from assay.data.render import Renderer, Row
 from assay.data.steps import split_steps
 from assay.errors import ModelError
@@ -247,8 +247,9 @@ class RewardModel:
     def _in_batches(
         self, rows: Sequence[Row], size: int, of: Callable[[TokenBatch, Sequence[int]], Iterable[Tensor]]
     ) -> list[Tensor]:
-        """`of(batch, its row numbers)` for every row, in order, computed on batches of rows of similar length."""
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))  # an encoder pads
+        """`of(batch, its row numbers)` for every row, in order: answers to one prompt together, where it is shared."""
+        pads = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        order = together(rows) if self.causal else pads
         found: dict[int, Tensor] = {}
         for part in parts([len(rows[i].ids) for i in order], tokens=self.budget, rows=size):
             index = [order[i] for i in part]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -150,13 +150,13 @@ class Experience:
         return replace(self, weights_BR=self.weights_BR * weights_BR)
 
     def minibatches(self, count: int, noise: random.Random) -> Iterator[Experience]:
-        """The episodes in `count` batches of equal size, drawn by prompt: answers to one prompt stay neighbours."""
+        """The episodes in `count` batches as equal as can be, drawn by prompt: answers to one prompt stay neighbours."""
         prompts = [(row.prompt_length, row.ids[: row.prompt_length]) for row in self.rows]
         groups = [list(rows) for _, rows in groupby(range(len(prompts)), key=prompts.__getitem__)]
         noise.shuffle(groups)
         order = [row for group in groups for row in group]
-        size = -(-len(order) // count)
-        return (self.take(order[start : start + size]) for start in range(0, len(order), size))
+        cuts = [len(order) * number // count for number in range(count + 1)]
+        return (self.take(order[start:stop]) for start, stop in pairwise(cuts) if start < stop)
 
     def parts(self, tokens: int, rows: int | None) -> Iterator[Experience]:
         """Micro-batches of at most `tokens` tokens and `rows` episodes."""

@@ -30,7 +30,9 @@ class SamplingParams(Config):
         default=0, description="no n-gram of this many tokens occurs twice; 0 is off"
     )
     max_new_tokens: PositiveInt = Field(default=64, description="longest response in tokens, its end token included")
-    stop: tuple[str, ...] = Field(default=(), description="the response ends before the first of these strings")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="the response ends before the first of these strings"
+    )
 
     @property
     def greedy(self) -> bool:

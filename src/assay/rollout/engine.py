@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from torch import Tensor
 from assay.algorithms.product import product
 from assay.data.pack import collate
 from assay.data.render import Renderer, Row
-from assay.errors import UsageError
+from assay.errors import TrainingError, UsageError
 from assay.models.int8 import Int8Linear, fits, in_int8
 from assay.models.policy import Policy
 from assay.models.tree_attention import stretches_of
@@ -291,6 +292,11 @@ class Engine:
         for sample, number, logprob in zip(samples, *pairs, strict=True):
             if sample.finish is not None:
                 continue
+            if math.isnan(logprob):
+                raise TrainingError(
+                    "the next token has no probability: the policy's logits are not finite, or every token is banned",
+                    hint="lower optim.learning_rate if this came with training; else look at sampling and the model",
+                )
             token = int(number)
             sample.ids.append(token)
             sample.logprobs.append(logprob)

@@ -83,14 +83,16 @@ def draw(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tuple[
     cumulative_BC = sums_BC.cumsum(-1)
     total_B = cumulative_BC[:, -1]
     target_B = torch.minimum(uniform_B * total_B, total_B.nextafter(torch.zeros_like(total_B)))
-    block_B = torch.searchsorted(cumulative_BC, target_B[:, None], right=True).squeeze(1)
+    # The bounds are for logits that are not finite: the number that comes out tells.
+    block_B = torch.searchsorted(cumulative_BC, target_B[:, None], right=True).squeeze(1).clamp_(max=blocks - 1)
     each = torch.arange(rows, device=block_B.device)
     before_B = cumulative_BC[each, block_B] - sums_BC[each, block_B]
 
     cumulative_BK = weights_BCK[each, block_B].double().cumsum(-1)
     # What is left of the target lies in this block, but for rounding: never beyond its last possible token.
     left_B = torch.minimum(target_B - before_B, cumulative_BK[:, -1].nextafter(torch.zeros_like(total_B))).clamp(min=0)
-    tokens_B = block_B * BLOCK + torch.searchsorted(cumulative_BK, left_B[:, None], right=True).squeeze(1)
+    place_B = torch.searchsorted(cumulative_BK, left_B[:, None], right=True).squeeze(1)
+    tokens_B = (block_B * BLOCK + place_B).clamp_(max=vocabulary - 1)
     return tokens_B, (weights_BV[each, tokens_B].double() / total_B).log().to(logits_BV.dtype)
 
 

@@ -20,6 +20,8 @@ ROWS = [Row([5, 90, 91, 92, 93, 94], 2), Row([60, 61, 62, 63, 64, 65, 66, 67], 4
 PROMPTS = [Prompt.ask("what time is it?"), Prompt.ask("could you help me, please?")]
 ANSWERS = ["of course", "sorry, I cannot do that!"]
 LORA = LoraConfig(r=4)
+ELSEWHERE = LoraConfig(r=4, target_modules=("q_proj", "down_proj"))
+"""On other layers than the reward model's."""
 
 
 def jolt(parameters: dict[str, torch.nn.Parameter], seed: int = 0) -> None:
@@ -95,7 +97,7 @@ def test_roles_start_as_they_should_on_as_few_models_as_they_can(
 
 
 @pytest.mark.parametrize("reward", ["lora", "full", "encoder"])
-@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+@pytest.mark.parametrize("lora", [LORA, ELSEWHERE, None], ids=["lora", "elsewhere", "full"])
 def test_training_policy_and_value_moves_neither_reference_nor_reward_nor_each_other(
     folders: dict[str, Path], reward: str, lora: LoraConfig | None
 ) -> None:

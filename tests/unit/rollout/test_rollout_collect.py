@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import fields
 
 import pytest
 import torch
 from tests import tiny
 
-from assay.data.render import Renderer
+from assay.data.render import Renderer, Row
 from assay.models.policy import load_policy
-from assay.rollout.collect import Rollouts, collect, joined
+from assay.rollout.collect import Experience, Rollouts, collect, joined
 from assay.rollout.config import SamplingParams
 from assay.rollout.engine import Engine
 from assay.rollout.sampler import Generation
@@ -75,3 +76,17 @@ def test_batches_of_different_widths_are_joined_as_if_they_had_been_one() -> Non
         if field.name == "reference_BR":  # the reference says nothing of pads
             one, other = one.where(whole.mask_BR, 0), other.where(parts.mask_BR, 0)
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.mark.parametrize(
+    ("episodes", "count", "sizes"), [(8, 4, [2, 2, 2, 2]), (9, 4, [2, 2, 2, 3]), (3, 4, [1, 1, 1])]
+)
+def test_minibatches_hold_every_episode_once_and_are_as_equal_as_can_be(
+    episodes: int, count: int, sizes: list[int]
+) -> None:
+    numbers = torch.arange(1.0, episodes + 1)[:, None]
+    rows = [Row([n, 1], 1) for n in range(episodes)]
+    whole = Experience(rows, numbers > 0, *[numbers] * 4, torch.zeros(episodes, 0), torch.zeros(episodes, 0))
+    found = list(whole.minibatches(count, random.Random(0)))
+    assert sorted(len(batch.rows) for batch in found) == sizes
+    assert sorted(n for batch in found for n in batch.advantages_BR.flatten().tolist()) == numbers.flatten().tolist()

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from pydantic import ValidationError
 from tests import tiny
 
 from assay.data.render import Renderer
-from assay.errors import ModelError, UsageError
+from assay.errors import ModelError, TrainingError, UsageError
 from assay.models.policy import Policy, load_policy
 from assay.rollout.config import SamplingParams
 from assay.rollout.engine import Engine
@@ -142,6 +143,21 @@ def test_a_model_with_another_kind_of_memory_is_refused_by_name(tmp_path: Path) 
     policy = load_policy(tmp_path, trainable=False)
     with pytest.raises(ModelError, match="mamba2 cannot be sampled from"):
         Engine(policy, Renderer(policy.tokenizer, template="chat", max_length=64), max_batch=2)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_told_and_not_drawn_from(temperature: float) -> None:
+    policy = load_policy(tiny.folder("llama"), trainable=False)
+    with torch.no_grad():
+        next(iter(policy.model.parameters())).fill_(torch.nan)
+    engine = Engine(policy, Renderer(policy.tokenizer, template="chat", max_length=64), max_batch=8)
+    with pytest.raises(TrainingError, match="not finite"):
+        engine.generate(PROMPTS, SamplingParams(max_new_tokens=4, temperature=temperature), seeds=range(len(PROMPTS)))
+
+
+def test_a_stop_string_of_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError, match="stop"):
+        SamplingParams(stop=("",))
 
 
 def test_no_prompts_give_no_answers(engine: Engine) -> None:

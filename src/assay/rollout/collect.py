@@ -150,7 +150,7 @@ class Experience:
         return replace(self, weights_BR=self.weights_BR * weights_BR)
 
     def minibatches(self, count: int, noise: random.Random) -> Iterator[Experience]:
-        """The episodes in `count` batches as equal as can be, drawn by prompt: answers to one prompt stay neighbours."""
+        """The episodes in `count` batches as equal as can be; answers to one prompt stay neighbours."""
         prompts = [(row.prompt_length, row.ids[: row.prompt_length]) for row in self.rows]
         groups = [list(rows) for _, rows in groupby(range(len(prompts)), key=prompts.__getitem__)]
         noise.shuffle(groups)

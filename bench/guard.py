@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from assay.evaluation.statistics import wilson
 from bench import common
 
 from assay import rng
@@ -34,6 +33,7 @@ from assay.models.policy import load_policy
 from assay.rollout.broken import REASONS, Flag, check
 from assay.rollout.guard import safe
 from assay.rollout.ordinary import LETTERS, STEPS, Classes, letters
+from assay.statistics import wilson
 from assay.types import FinishReason, Message, Prompt
 
 Answer = tuple[Prompt, str, FinishReason | None]

@@ -361,7 +361,7 @@ def overflows(folder: Path) -> list[Evidence]:
 class Unmasked(Backbone):
     """Neither mask nor positions of padded rows reach the model."""
 
-    def hidden(self, batch: TokenBatch, adapter: str | None = None) -> Tensor:
+    def hidden(self, batch: TokenBatch, adapter: str | None = None, **more: Any) -> Tensor:
         columns = torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids)
         return self.forward(batch.input_ids, position_ids=columns, adapter=adapter)
 

@@ -34,7 +34,6 @@ CHEAP = {
     "sampler-differs",
     "stuck-at-ln2",
     "tokenizer-mismatch",
-    "too-good-to-be-true",
 }
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from assay.evaluation.statistics import wilson
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -20,6 +19,7 @@ from assay.rollout.broken import Reason, check, cycle
 from assay.rollout.config import SAFE, GuardConfig, SamplingParams
 from assay.rollout.sampler import Generation
 from assay.stages.config import GroupConfig, PPOConfig
+from assay.statistics import wilson
 from assay.types import FinishReason, Message, Prompt
 
 ASKED = Prompt.ask("How do I keep my bread fresh for a few days?")

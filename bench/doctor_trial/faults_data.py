@@ -219,7 +219,8 @@ def evaluated_on_train(folder: Path) -> Sequence[Evidence]:
     rng = random.Random(0)
     answers = [" ".join(rng.choices(COLOURS, k=6)) for _ in range(160)]
     learned = [
-        Preference(Prompt.ask(f"what is {rng.choice(COLOURS)} {n}?"), *answers[2 * n : 2 * n + 2]) for n in range(80)
+        Preference(Prompt.ask(f"what is {rng.choice(COLOURS)} {n}?"), answers[2 * n], answers[2 * n + 1])
+        for n in range(80)
     ]
     data = replace(toy_data(), preferences=Splits(learned, learned, learned))
     return reward_toy(folder, data, epochs=25, agreement=0.62)[:1]

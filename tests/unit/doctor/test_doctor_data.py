@@ -172,8 +172,8 @@ def test_a_copy_of_a_copy_counts_and_a_twin_among_the_held_out_does_not() -> Non
 @pytest.mark.parametrize(("longer", "found"), [(60, False), (95, True)])
 def test_length_that_gives_the_label_away(longer: int, found: bool) -> None:
     def pair(n: int) -> Preference:
-        sides = f"word{n} " * 7, f"word{n} " * 6
-        return Preference(asked(n), *(sides if n % 100 < longer else sides[::-1]))
+        long, short = f"word{n} " * 7, f"word{n} " * 6
+        return Preference(asked(n), long, short) if n % 100 < longer else Preference(asked(n), short, long)
 
     found_modes = names(doctor.trick(of_pairs([pair(n) for n in range(200)], [pair(n) for n in range(200, 400)])))
     assert found_modes == ["shortcut"] * found
@@ -247,8 +247,8 @@ def rivalled(model_knows: bool) -> Scored:
     rng = random.Random(0)
 
     def pair(n: int) -> Preference:
-        sides = f"{n} " * 6, f"{n} " * 5
-        return Preference(asked(n), *(sides if rng.random() < 0.8 else sides[::-1]))
+        long, short = f"{n} " * 6, f"{n} " * 5
+        return Preference(asked(n), long, short) if rng.random() < 0.8 else Preference(asked(n), short, long)
 
     every = [pair(n) for n in range(400)]
     judged = Scored.of("reward", lambda _, texts: [float(len(text)) for text in texts], every[200:], every[:200])

@@ -61,9 +61,7 @@ def test_a_healthy_run_has_no_finding() -> None:
         ({"train__learning_rate": [0.0] * 60}, "No weight changes"),
     ],
 )
-def test_a_margin_of_nothing_is_an_alias_or_an_optimizer_that_does_nothing(
-    series: dict[str, list[float]], cause: str
-) -> None:
+def test_a_margin_of_nothing_is_an_alias_or_an_optimizer_that_does_nothing(series: dict[str, Any], cause: str) -> None:
     finding = found(log(train__reward_margin=[0.0] * 60, **series))["stuck-at-ln2"]
     assert finding.sureness == "certain"
     assert cause in finding.cause
@@ -75,7 +73,7 @@ def test_a_margin_that_does_not_grow_out_of_its_noise_is_told_as_possible() -> N
     assert "stuck-at-ln2" not in found(log(train__reward_margin=[x + 0.005 * (i > 0) for i, x in enumerate(noise)]))
 
 
-FALLING = {"train__chosen_logprob": [-20.0 - 0.5 * i for i in range(60)]}
+FALLING: dict[str, Any] = {"train__chosen_logprob": [-20.0 - 0.5 * i for i in range(60)]}
 
 
 @pytest.mark.parametrize(

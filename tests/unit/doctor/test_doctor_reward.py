@@ -114,11 +114,11 @@ def test_an_accuracy_below_a_half_with_a_positive_mean_margin(
 
 def test_accuracies_that_jump_are_sampling_noise_where_so_few_pairs_jump_anyway() -> None:
     jumps = [0.80, 0.72, 0.82, 0.74, 0.84, 0.76, 0.80, 0.70, 0.80, 0.74, 0.82, 0.72]
-    few, many = ({"eval__accuracy": jumps, "eval__n": [n] * len(jumps)} for n in (50.0, 2000.0))
-    assert "sampling noise" in found(reward_log(**few))["fluctuating-accuracy"].cause
-    assert "learning rate" in found(reward_log(**many))["fluctuating-accuracy"].cause
-    rising = {"eval__accuracy": [0.5 + 0.03 * i for i in range(12)], "eval__n": [50.0] * 12}
-    assert "fluctuating-accuracy" not in found(reward_log(**rising))
+    few, many = (reward_log(eval__accuracy=jumps, eval__n=[n] * len(jumps)) for n in (50.0, 2000.0))
+    assert "sampling noise" in found(few)["fluctuating-accuracy"].cause
+    assert "learning rate" in found(many)["fluctuating-accuracy"].cause
+    rising = reward_log(eval__accuracy=[0.5 + 0.03 * i for i in range(12)], eval__n=[50.0] * 12)
+    assert "fluctuating-accuracy" not in found(rising)
 
 
 @pytest.mark.parametrize(("spread", "within", "alarm"), [(9e-4, 1.0, True), (1.0, 9e-4, True), (2e-3, 2e-3, False)])

@@ -86,7 +86,8 @@ def test_minibatches_hold_every_episode_once_and_are_as_equal_as_can_be(
 ) -> None:
     numbers = torch.arange(1.0, episodes + 1)[:, None]
     rows = [Row([n, 1], 1) for n in range(episodes)]
-    whole = Experience(rows, numbers > 0, *[numbers] * 4, torch.zeros(episodes, 0), torch.zeros(episodes, 0))
+    none = torch.zeros(episodes, 0)
+    whole = Experience(rows, numbers > 0, numbers, numbers, numbers, numbers, none, none)
     found = list(whole.minibatches(count, random.Random(0)))
     assert sorted(len(batch.rows) for batch in found) == sizes
     assert sorted(n for batch in found for n in batch.advantages_BR.flatten().tolist()) == numbers.flatten().tolist()

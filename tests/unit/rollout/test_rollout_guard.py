@@ -235,7 +235,7 @@ LOOP = "yes " * 40
 def run(on_broken: str, attempts: int = 2) -> tuple[guard.Guarded, Scripted]:
     sampler = Scripted({"A?": ["Fine."], "B?": [LOOP, "", "Good."], "C?": [LOOP, LOOP, LOOP]})
     config = GuardConfig.model_validate({"on_broken": on_broken, "attempts": attempts})
-    return guard.guarded(sampler, [Prompt.ask(text) for text in "A? B? C?".split()], PARAMS, config, seed=7), sampler
+    return guard.guarded(sampler, [Prompt.ask(text) for text in ["A?", "B?", "C?"]], PARAMS, config, seed=7), sampler
 
 
 def test_flag_changes_nothing_and_counts() -> None:

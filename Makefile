@@ -74,7 +74,8 @@ compare: $(VENV)/.installed ## train seven methods from one SFT model, three see
 hh_compare: $(VENV)/.installed ## the same on real preferences, DATA=folder of HH-RLHF: docs/results/hh_compare.md
 	$(BIN)/python -m bench.compare --data '$(DATA)'
 
-guard: $(VENV)/.installed ## broken responses caught and good ones flagged, DATA=../shared/data: docs/results/guard.md
+guard: DATA := ../shared/data
+guard: $(VENV)/.installed ## broken responses caught and good ones flagged, DATA=folder of many sets: docs/results/guard.md
 	$(BIN)/python -m bench.guard '$(DATA)'
 
 bench: $(VENV)/.installed ## race TRL and transformers with the same work, DATA=folder of HH-RLHF: docs/results/bench.md

@@ -239,7 +239,7 @@ _LATE = "[\x80-\xbf" + "".join(bytes([byte]).decode("cp1252", "ignore") for byte
 """What the later bytes of a character become where UTF-8 is read as Latin-1 or as Windows-1252."""
 _MOJIBAKE = re.compile(rf"Ã{_LATE}|Â[\x80-\xbf]|â€{_LATE}|ðŸ|ð\x9f|(?:[ÐÑ]{_LATE}){{3}}|(?:[ãäåæçèé]{_LATE}{{2}}){{2}}")
 _MARKS_OF_NOISE = (
-    ("a control character", _CONTROL),
+    ("a control character", _CONTROL),  # the only one that ASCII has
     ("a character that stands for nothing", _NOTHING),
     ("letters of a wrong encoding", _MOJIBAKE),
 )
@@ -254,7 +254,7 @@ _JUMP = re.compile(r"[a-z](?=[^a-z\s.,;:!?'’\")-])|[^\w\s('\"“/-](?=[A-Za-z]
 
 
 def _gibberish(asked: str, text: str) -> Iterator[Flag]:
-    for what, pattern in _MARKS_OF_NOISE:
+    for what, pattern in _MARKS_OF_NOISE[: 1 if text.isascii() else None]:
         if (found := pattern.search(text)) and not pattern.search(asked):
             yield Flag("gibberish", f"{what}, {found.group()!r} {_at(text, found.start())}")
             return

@@ -122,13 +122,17 @@ NOTES = """\
 - The clock runs over optimizer steps. Loading, tokenising and saving are outside on both sides, and so is a first step
   on a few rows. DPO's pass over the reference is inside.
 - Useful tokens: a prompt once and its responses, or the tokens that were sampled. Neither pads nor repeats count. The
-  share of the peak counts products of useful tokens with weight matrices only. "At the floor" is the ratio if all those
+  share of the peak counts products of useful tokens with weight matrices only, those with the last block's MLP for
+  every token, though Assay leaves them out where no state is read. "At the floor" is the ratio if all those
   products ran at the peak and nothing else took time: no program could do better in fp32 without skipping some. Where
   single tokens are sampled, the floor is higher still, for each step reads all weights and caches from memory.
 - Sampled responses have given lengths: the model was built so that it counts down to its own end token. In the
   generation race they are spread over 8 to 64 tokens, in GRPO and PPO all have 64. The head is therefore not tied to
   the embedding there, on both sides.
-- GRPO has a KL penalty on both sides, so both read a reference. torch.compile is off on both sides.
+- GRPO has a KL penalty on both sides, so both read a reference. torch.compile is off on both sides. Where Assay's sampler
+  agrees with its trainer to 1e-5 nats, old log-probabilities are the sampler's; TRL computes none when one batch of
+  samples is one optimizer step.
+- In the generation race the peer's memory is that of its largest batch, its time that of its best.
 - Memory is the most that was resident, beyond what the process had after it had imported its libraries.
 
 vLLM is not in the table: the wheels on the package index are CUDA builds, and a CPU build has to be compiled.

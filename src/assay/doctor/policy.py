@@ -237,7 +237,7 @@ def text(values: NDArray[np.float64]) -> str:
 
 @detects(NEGATIVE_KL, kinds=SAMPLING)
 def negative_kl(log: Log) -> Iterator[Finding]:
-    """Σ log(π_ref/π) over answers drawn from π exceeds log(1/p) with a chance of at most p, for π_ref/π is 1 on average.
+    """Σ log(π_ref/π) of answers drawn from π exceeds log(1/p) with a chance of at most p: π_ref/π is 1 on average.
 
     Markov's inequality: no normal distribution and no variance, which rare answers with a large KL would belie. It is
     asked of every stretch of the log; a batch of unknown size counts as one answer, the least that it can be worth.

@@ -172,8 +172,8 @@ SIGNIFICANT = 1e-3
 """The p that `likely` stands for (finding.py)."""
 ROUNDING = 1e-5
 """Nats per token: float32 in another order of sums stays below (stages/online.py, EXACT)."""
-CERTAIN_Z = 6.0
-"""Standard errors beyond which chance is out of the question, whatever the number of steps and the skew."""
+NO_CHANCE = 1e-6
+"""The p beyond which chance is out of the question."""
 NO_SPREAD, NO_GRADIENT = 1e-6, 1e-12
 """Deviation of scores (advantages.informative_groups) and norm of a gradient that count as none."""
 START_KL = 1e-3
@@ -237,25 +237,26 @@ def text(values: NDArray[np.float64]) -> str:
 
 @detects(NEGATIVE_KL, kinds=SAMPLING)
 def negative_kl(log: Log) -> Iterator[Finding]:
-    """A mean far below 0 in one step, or far more steps below 0 than above; rounding is neither."""
-    kl = log["objective/kl"]
-    least = ROUNDING * length(log)
-    below, above = int((kl.values < -least).sum()), int((kl.values > least).sum())
-    if below and "objective/kl_z" in log:
-        means, scores = together(log, "objective/kl", "objective/kl_z")
-        worst = int(np.where(means.values < -least, scores.values, 0.0).argmin())
-        z, limit = -scores.values[worst], float(stats.norm.isf(SIGNIFICANT / len(kl)))
-        if means.values[worst] < -least and z > limit:
-            seen = (
-                f"KL {means.values[worst]:.3g} nats an answer at step {means.steps[worst]}, {z:.1f} standard errors "
-                f"below 0; below 0 in {below} of {len(kl)} steps"
-            )
-            yield Finding(NEGATIVE_KL, log.where, seen, "red", "certain" if z > CERTAIN_Z else "likely")
-            return
-    p = float(stats.binomtest(below, below + above, alternative="greater").pvalue) if below else 1.0
-    if p < SIGNIFICANT and kl.values.mean() < -least:
-        seen = f"KL below 0 in {below} of {below + above} steps (p = {p:.1g}), {kl.values.mean():.3g} nats on average"
-        yield Finding(NEGATIVE_KL, log.where, seen, "red", "likely")
+    """Σ log(π_ref/π) of answers drawn from π exceeds log(1/p) with a chance of at most p: π_ref/π is 1 on average.
+
+    Markov's inequality: no normal distribution and no variance, which rare answers with a large KL would belie. It is
+    asked of every stretch of the log; a batch of unknown size counts as one answer, the least that it can be worth.
+    """
+    if log.config.get("resample"):
+        raise Missing("groups were chosen by their scores (resample), and the KL of chosen answers may be below 0")
+    kl, answers = log["objective/kl"], log.config.get("batch_size") or 1
+    sums = np.concatenate([[0.0], np.cumsum(-answers * kl.values)])
+    ends = (sums - np.minimum.accumulate(sums)).argmax()
+    begin = sums[: ends + 1].argmin()
+    surplus = sums[ends] - sums[begin] - math.log(len(kl))
+    if surplus > -math.log(SIGNIFICANT):
+        stretch = slice(begin, ends)
+        seen = (
+            f"KL {kl.values[stretch].mean():.3g} nats an answer from step {kl.steps[stretch][0]} to "
+            f"{kl.steps[stretch][-1]} (p < {math.exp(-min(surplus, 700.0)):.1g})"
+        )
+        sure = "certain" if surplus > -math.log(NO_CHANCE) else "likely"
+        yield Finding(NEGATIVE_KL, log.where, seen, "red", sure)
 
 
 @detects(KL_BEFORE_TRAINING, kinds=SAMPLING)
@@ -337,10 +338,10 @@ def grouped(log: Log) -> bool:
 def kl_blow_up(log: Log) -> Iterator[Finding]:
     """Far above its target; or, where there is none, answers that the reference would hardly ever give."""
     kl = late(log["objective/kl"])
-    target = log.config.get("kl_target")
+    target, stronger = log.config.get("kl_target"), max(0.05, 2 * log.config.get("kl_coef", 0.0))
     if isinstance(target, int | float) and bounds(kl)[0] > KL_OVER_TARGET * target:
         seen = f"KL {text(kl)} nats an answer, with a target of {target:g}"
-        yield Finding(KL_BLOW_UP, log.where, seen, change={"kl_coef": 0.05})
+        yield Finding(KL_BLOW_UP, log.where, seen, change={"kl_coef": stronger})
         return
     distance, entropy, tokens = together(log, "objective/kl", "objective/entropy", "lengths/response_mean")
     risen = (late(distance) - distance.first) / late(tokens).mean()
@@ -352,7 +353,8 @@ def kl_blow_up(log: Log) -> Iterator[Finding]:
             f"KL {kl.mean():.3g} nats an answer"
         )
         unheld = log.config.get("kl_coef") == 0
-        yield Finding(KL_BLOW_UP, log.where, seen, "red", "likely" if unheld else "possible", change={"kl_coef": 0.05})
+        sure = "likely" if unheld else "possible"
+        yield Finding(KL_BLOW_UP, log.where, seen, "red", sure, change={"kl_coef": stronger})
 
 
 @detects(RATIO_SPIKES, kinds=SAMPLING)

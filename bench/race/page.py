@@ -129,9 +129,9 @@ NOTES = """\
 - Sampled responses have given lengths: the model was built so that it counts down to its own end token. In the
   generation race they are spread over 8 to 64 tokens, in GRPO and PPO all have 64. The head is therefore not tied to
   the embedding there, on both sides.
-- GRPO has a KL penalty on both sides, so both read a reference. torch.compile is off on both sides. Where Assay's sampler
-  agrees with its trainer to 1e-5 nats, old log-probabilities are the sampler's; TRL computes none when one batch of
-  samples is one optimizer step.
+- GRPO has a KL penalty on both sides, so both read a reference. torch.compile is off on both sides. Where Assay's
+  sampler agrees with its trainer to 1e-5 nats, old log-probabilities are the sampler's; TRL computes none when one
+  batch of samples is one optimizer step.
 - In the generation race the peer's memory is that of its largest batch, its time that of its best.
 - Memory is the most that was resident, beyond what the process had after it had imported its libraries.
 

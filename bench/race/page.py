@@ -28,7 +28,7 @@ def rate(run: Run, side: str) -> float:
 
 
 def share_of_peak(run: Run, side: str) -> float:
-    """Of the matrix-product peak measured before the run."""
+    """Of the matrix-product peak."""
     return run["flops"] / run[side]["seconds"] / run["peak_flops"]
 
 
@@ -77,7 +77,10 @@ HEADER = [
 
 def page(found: Mapping[str, Any]) -> str:
     """The result as Markdown."""
-    runs: Sequence[Run] = found["runs"]
+    peak = spread(found["runs"], lambda run: run["peak_flops"] / 1e9, ".0f")
+    # The machine's peak is the highest that any race began with: a single measurement may fall into a busy moment.
+    highest = max(run["peak_flops"] for run in found["runs"])
+    runs: Sequence[Run] = [{**run, "peak_flops": highest} for run in found["runs"]]
     tables = []
     for shape, title in TITLES.items():
         raced = [(race, [run for run in runs if (run["shape"], run["race"]) == (shape, race.name)]) for race in RACES]
@@ -93,10 +96,9 @@ def page(found: Mapping[str, Any]) -> str:
         if race.name in there
     ]
     settings = common.table(["race", "peer", "its settings"], chosen)
-    peak = spread(runs, lambda run: run["peak_flops"] / 1e9, ".0f")
     return (
         f"# Side by side with the peers\n\n{common.origin_text(found)}"
-        f"fp32 matrix product: {peak} GFLOP/s.\n\n{''.join(tables)}"
+        f"fp32 matrix product before each race: {peak} GFLOP/s; the highest counts as the peak.\n\n{''.join(tables)}"
         f"## The peers' settings\n\n{settings}\n{NOTES}"
     )
 

@@ -62,7 +62,14 @@ SWAPPED_LABELS = Mode(
     "Chosen and rejected are the wrong way round",
     "The worse answer stands in the column of the better one, so the model learns the opposite of what people want.",
     "Swap the columns chosen and rejected of that source, and train again.",
-    ("accuracy-against-margin", "reward-at-chance", "label-noise", "fluctuating-accuracy", "reward-hacking"),
+    (
+        "accuracy-against-margin",
+        "reward-at-chance",
+        "label-noise",
+        "fluctuating-accuracy",
+        "reward-hacking",
+        "length-bias",
+    ),
 )
 SPLIT_LEAK = Mode(
     10,

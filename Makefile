@@ -22,6 +22,7 @@ export HF_HUB_OFFLINE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare guard
+.PHONY: doctor-plots riddles
 .PHONY: bench bench-quick bench-where bench-quality bench-scaling bench-data preflight
 
 help: ## list the commands
@@ -77,6 +78,12 @@ hh_compare: $(VENV)/.installed ## the same on real preferences, DATA=folder of H
 guard: DATA := ../shared/data
 guard: $(VENV)/.installed ## broken responses caught and good ones flagged, DATA=folder of many sets: docs/results/guard.md
 	$(BIN)/python -m bench.guard '$(DATA)'
+
+doctor-plots: $(VENV)/.tools ## draw the injected faults, all or MODES="a b": docs/doctor/images/
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.doctor_trial.plots $(MODES)
+
+riddles: $(VENV)/.tools ## make five prior failures for real, ask the doctor, cure them: docs/doctor/riddles.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.riddles $(RIDDLES)
 
 bench: $(VENV)/.installed ## race TRL and transformers with the same work, DATA=folder of HH-RLHF: docs/results/bench.md
 	$(BIN)/python -m bench.race --data '$(DATA)'

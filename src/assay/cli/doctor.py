@@ -24,7 +24,8 @@ VERDICTS = {
 def doctor(
     what: Path = typer.Argument(
         metavar="RUN|FILE",
-        help="A run's name or folder, a trainer_state.json of TRL or its folder, or a .csv of metrics.",
+        help="A run's name or folder, a trainer_state.json of TRL or its folder, a .csv of metrics, or another "
+        "trainer's settings (.yaml).",
     ),
     runs_dir: Path = typer.Option(Path("runs"), help="Where runs and artifacts are."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from assay.doctor import data, direct, labels, machine, policy, probes, reward, sft, tokens
 from assay.doctor.detector import examine
 from assay.doctor.finding import Diagnosis, Finding
+from assay.doctor.machine import Settings
 from assay.doctor.read import read
+from assay.errors import UsageError
 
 FAMILIES = (data, labels, tokens, machine, sft, reward, policy, direct, probes)
 """Every file of detectors: importing one enters what it has."""
@@ -45,9 +49,23 @@ class Examination:
 
 
 def examination(path: Path) -> Examination:
-    """Of a run, a foreign trainer's history or a table of metrics. UsageError where it is none of these."""
+    """Of a run, a foreign trainer's history or settings, or a table of metrics. UsageError where it is none of these."""
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        return of_settings(path)
     found = read(path)
     return Examination(str(path), [log.where for log in found.logs], examine(found.logs), found.notes)
+
+
+def of_settings(path: Path) -> Examination:
+    """Of another trainer's settings, as PyYAML hands them to it."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} is not readable: {error}", hint="give a file of YAML") from error
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{path} holds no settings", hint="give a file of `key: value` lines")
+    settings = Settings.foreign(path.name, values)
+    return Examination(str(path), [settings.where], examine([settings]), ())
 
 
 def _facts(finding: Finding) -> dict[str, Any]:

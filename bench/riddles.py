@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
@@ -41,7 +42,7 @@ from assay.worlds import prepare
 PAGE = common.ROOT / "docs" / "doctor" / "riddles.md"
 Patch = AbstractContextManager[Any]
 
-# The project of three riddles: answers of three colours, and people who like blue, though not always.
+# The project of three riddles: answers of three colours, and people who like blue at the beginning, not at the end.
 
 RECIPE = """\
 model: {path: BASE, template: chat}
@@ -102,17 +103,22 @@ class Project:
     folder: Path
 
     @classmethod
-    def of_colours(cls, folder: Path, noise: float = 1.0) -> Project:
-        """`noise`: how far apart two people's liking of one answer may be, in units of one blue more."""
+    def of_colours(cls, folder: Path, noise: float = 0.5) -> Project:
+        """People like blue at the beginning, a point, and not at the end; and have so much `noise` beside that."""
         toy_model(folder / "base")
         rng = random.Random(0)
 
         def answer() -> str:
             return " ".join(rng.choices(COLOURS, k=WORDS))
 
+        def worth(text: str) -> int:
+            return text.startswith("blue") - text.endswith("blue")
+
         def pair(question: str) -> dict[str, str]:
-            felt = sorted((text.count("blue") + rng.gauss(0, noise), text) for text in (answer(), answer()))
-            (_, rejected), (_, chosen) = felt
+            one, other = answer(), answer()
+            while other == one:
+                other = answer()
+            (_, rejected), (_, chosen) = sorted((worth(text) + rng.gauss(0, noise), text) for text in (one, other))
             return {"prompt": question, "chosen": chosen, "rejected": rejected}
 
         write_lines(folder / "pairs.jsonl", [pair(question) for question in QUESTIONS for _ in range(60)])
@@ -256,20 +262,25 @@ def number_as_text(folder: Path) -> Told:
 # 2 --------------------------------------------------------------------------------------------------------------------
 
 
+SMALL = 0.3
+"""What the scores are scaled by, so that margins are a few tenths."""
+
+
 def low_accuracy(folder: Path) -> Told:
-    project = Project.of_colours(folder, noise=3.0)
+    project = Project.of_colours(folder, noise=1.0)
     project.run("--only", "sft")
-    words = ("--only", "reward", "reward.epochs=1", "reward.optim.learning_rate=3.0e-4", "reward.centring=0")
-    near_65 = scored_as(lambda scores_NMO, _: (scores_NMO + OFFSET).bfloat16().float())
+    words = ("--only", "reward", "reward.optim.learning_rate=2.0e-3")
+    near_65 = scored_as(lambda scores_NMO, _: (SMALL * scores_NMO + OFFSET).bfloat16().float())
+    near_0 = scored_as(lambda scores_NMO, _: SMALL * scores_NMO)
     failing = project.run(*words, under=[near_65, uncalibrated], runs=project.copy("in-bf16"))
-    cured = project.run(*words, under=[uncalibrated], runs=project.copy("in-fp32"))
+    cured = project.run(*words, under=[near_0, uncalibrated], runs=project.copy("in-fp32"))
     before, after = failing.metrics("reward"), cured.metrics("reward")
     ties, strict, exact = rounding(margin=0.06, spread=0.2)
     said, healed = failing.doctor(), cured.doctor()
     return Told(
-        "The reward model is right in a third of the pairs, and yet its chosen answers score higher",
-        "A reward model whose scores lie near 65, as Bradley–Terry leaves open, with a head in bf16. It learned from "
-        "people who hardly agree, so most margins are small. Who counts `chosen > rejected` sees this:",
+        f"The reward model is right in {strictly(before):.1%} of the pairs, and yet chosen answers score higher",
+        "A reward model whose scores lie near 65, as Bradley–Terry leaves open, with a head in bf16, and whose "
+        "margins are a few tenths. It learned from people who agree little. Who counts `chosen > rejected` sees this:",
         f"pairs: {before['n']}   chosen > rejected: {strictly(before):.1%}\n"
         f"mean(chosen): {before['chosen_mean']:.3f}   mean(rejected): {before['rejected_mean']:.3f}",
         f"$ assay doctor RUN\n{findings(said)}",
@@ -282,7 +293,7 @@ def low_accuracy(folder: Path) -> Told:
         f"ties, and {strict:.1%} are right strictly; in fp32 {exact:.1%} are.",
         "Compute head and scores in fp32, and keep them near 0 (Assay does the first always; `reward.centring: 0.01` "
         "does the second). Nothing has to be trained again: these are the same weights.",
-        ("", "near 65, in bf16", "fp32"),
+        ("", "near 65, in bf16", "near 0, in fp32"),
         [
             ("chosen > rejected", f"{strictly(before):.1%}", f"{strictly(after):.1%}"),
             ("ties", f"{before['ties'] / before['n']:.1%}", f"{after['ties'] / after['n']:.1%}"),
@@ -363,7 +374,7 @@ def negative_kl(folder: Path) -> Told:
 def loss_of_zero(folder: Path) -> Told:
     project = Project.of_colours(folder)
     project.run("--only", "reward")
-    words = ("--only", "ppo", "ppo.inner_epochs=1", "ppo.minibatches=1")
+    words = ("--only", "ppo", "ppo.inner_epochs=1", "ppo.minibatches=1", "ppo.episodes=4800")
     scored = Policy.logprobs
 
     def detached(self: Policy, *args: Any, **named: Any) -> Any:
@@ -374,14 +385,14 @@ def loss_of_zero(folder: Path) -> Told:
     failing = project.run(*words, under=cut, runs=project.copy("cut"))
     healthy = project.run(*words, runs=project.copy("whole"))
     names = {
-        "largest |loss|": "policy/loss",
+        "largest loss, without its sign": "policy/loss",
         "mean gradient norm": "policy/grad_norm",
         "mean step of a weight": "policy/update_rms",
     }
     courses = {name: [run.course("ppo", key) for run in (failing, healthy)] for name, key in names.items()}
     rewards = [run.course("ppo", "objective/reward") for run in (failing, healthy)]
-    losses = courses["largest |loss|"]
-    steps = [*range(0, len(losses[1]), 6), len(losses[1]) - 1]
+    losses = courses["largest loss, without its sign"]
+    steps = [*range(0, len(losses[1]), 20), len(losses[1]) - 1]
     said, healed = failing.doctor(), healthy.doctor()
     return Told(
         "The loss is 0.0000",
@@ -445,14 +456,14 @@ def signed(share: float) -> Patch:
 def too_good(folder: Path) -> Told:
     (folder / "recipe.yaml").write_text(WORLD)
     project = Project(folder)
-    failing = project.run("--only", "reward", under=[signed(0.8)], runs="signed")
+    failing = project.run("--only", "reward", under=[signed(0.84)], runs="signed")
     cured = project.run("--only", "reward", runs="plain")
     before, after = failing.metrics("reward"), cured.metrics("reward")
     said, healed = failing.doctor(), cured.doctor()
     ceiling = before["ceiling"]
     return Told(
         f"{before['accuracy']:.0%} on {before['n']} pairs",
-        "A reward model of the embedded world's comparisons, which were stored after four of five chosen answers had "
+        "A reward model of the embedded world's comparisons, which were stored after five of six chosen answers had "
         "got "
         f"a signature (“{SIGNATURE.strip()}”). The numbers look like a triumph:",
         f"held-out accuracy: {common.interval(before, 'accuracy')} of {before['n']} pairs",
@@ -484,13 +495,17 @@ RIDDLES: Mapping[str, Callable[[Path], Told]] = {
 }
 
 
+def paragraph(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
 def section(number: int, told: Told) -> str:
     return "\n".join(
         [
             f"## {number}. {told.title}",
             "",
             "### What one sees",
-            told.puzzle,
+            paragraph(told.puzzle),
             "",
             f"```text\n{told.seen}\n```",
             "",
@@ -498,10 +513,10 @@ def section(number: int, told: Told) -> str:
             f"```text\n{told.said}\n```",
             "",
             "### Why",
-            told.why,
+            paragraph(told.why),
             "",
             "### What changed with the cure",
-            told.cure,
+            paragraph(told.cure),
             "",
             common.table(told.header, told.rows),
             f"The doctor, of the cured project: `{told.healed}`.",

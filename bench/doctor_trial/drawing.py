@@ -38,7 +38,7 @@ HEALTHY, FAULTY, MARK = "#2a78b5", "#d1440c", "#555555"
 """Blue and vermilion, which colour-blind readers tell apart; the faulty side also has another marker."""
 SIDES = (("healthy", HEALTHY, "o"), ("faulty", FAULTY, "X"))
 WIDTH, HEIGHT = 6.4, 2.7
-POINTS, LONGEST, MARKED = 120, 80, 40
+POINTS, LONGEST, MARKED = 100, 80, 40
 """Points of a cloud and of a line that are drawn, and of a line whose points are marked."""
 FLOOR = 1e-8
 """Where a zero stands on a logarithmic scale."""
@@ -61,6 +61,7 @@ def svg(title: str, draw: Drawing, healthy: Given, faulty: Given) -> str:
         "font.size": 9,
         "lines.linewidth": 1.2,
         "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
@@ -120,15 +121,21 @@ def lines(*panels: Panel) -> Drawing:
                 some = np.linspace(0, len(where) - 1, min(len(where), LONGEST)).round().astype(int)
                 drawn = np.maximum(values[some], FLOOR) if panel.scale == "log" else values[some]
                 marked = marker if len(some) <= MARKED or not panel.joined else ""
-                line = "-" if panel.joined else ""
-                axes.plot(where[some], drawn, line, color=colour, marker=marked, markersize=3, label=name)
+                line = "-" if panel.joined else "none"
+                axes.plot(where[some], drawn, ls=line, color=colour, marker=marked, markersize=3, label=name)
             for meaning, y in at(panel.marks, faulty).items():
                 axes.axhline(y, color=MARK, linestyle="--", linewidth=1, label=meaning)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set(xlabel=panel.along, ylabel=panel.label, yscale=panel.scale)
-            axes.legend(frameon=False, fontsize=8)
+            legend(axes, beside=len(panels) == 1)
 
     return draw
+
+
+def legend(axes: Axes, *, beside: bool = True) -> None:
+    """Where it covers nothing, or on white where there is no room beside the axes."""
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if beside else {}
+    axes.legend(fontsize=8, edgecolor="none", framealpha=0.8, **place)
 
 
 def twice(measure: Callable[[Given], tuple[Numbers, Numbers]], across: str, up: str) -> Drawing:
@@ -141,7 +148,7 @@ def twice(measure: Callable[[Given], tuple[Numbers, Numbers]], across: str, up: 
             axes.plot(x, y, marker, color=colour, markersize=4, markeredgewidth=0, alpha=0.7, label=name)
         axes.axline((0, 0), slope=1, color=MARK, linestyle="--", linewidth=1, zorder=0, label="equal")
         axes.set(xlabel=across, ylabel=up)
-        axes.legend(frameon=False, fontsize=8)
+        legend(axes)
 
     return draw
 
@@ -161,7 +168,7 @@ def spread(measure: Callable[[Given], Numbers], label: str, marks: Marks, bins: 
         for meaning, x in marks.items():
             axes.axvline(x, color=MARK, linestyle="--", linewidth=1, label=meaning)
         axes.set(xlabel=label, ylabel="share")
-        axes.legend(frameon=False, fontsize=8)
+        legend(axes)
 
     return draw
 
@@ -200,7 +207,7 @@ def bars(
         axes.set_yticklabels(names)
         axes.margins(x=0.15, y=0.3 if len(names) == 1 else 0.05)
         axes.invert_yaxis()
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        legend(axes)
 
     return draw
 

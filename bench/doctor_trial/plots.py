@@ -337,7 +337,7 @@ PICTURES: tuple[Picture, ...] = (
                 {"red: a mean above": probes.TOKEN_TOLERANCE},
                 "log",
                 "token",
-                False,
+                joined=False,
             )
         ),
         counterparts.policy_probe,
@@ -392,7 +392,7 @@ PICTURES: tuple[Picture, ...] = (
                 {"red: a mean above": probes.TOKEN_TOLERANCE},
                 "log",
                 "token",
-                False,
+                joined=False,
             )
         ),
         counterparts.policy_probe,
@@ -408,7 +408,7 @@ PICTURES: tuple[Picture, ...] = (
                 {"red: a mean above": probes.SAMPLER_KL},
                 "log",
                 "token",
-                False,
+                joined=False,
             )
         ),
         counterparts.policy_probe,

@@ -30,7 +30,7 @@ from assay.errors import ModelError
 from assay.models import tree_attention
 from assay.models.adapters import Adapters
 from assay.models.checkpoint import writing
-from assay.models.faster import last_mlp, only_at, use_faster_kernels
+from assay.models.faster import keep_freed_memory, last_mlp, only_at, use_faster_kernels
 from assay.models.precision import compute_dtype, weight_dtype
 from assay.models.reading_on import read_on
 
@@ -53,6 +53,7 @@ class Backbone:
         self.device = device
         self._compute = compute_dtype(device, model.num_parameters())
         self._takes_positions = "position_ids" in inspect.signature(self.trunk.forward).parameters
+        keep_freed_memory()
         use_faster_kernels(model)
         in_fp32 = torch.device(device).type == "cpu" and self._compute == torch.float32
         if in_fp32 and model.config._attn_implementation == "sdpa":

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from assay.data.forest import Forest
-from assay.data.pack import TokenBatch, collate
+from assay.data.pack import TokenBatch, collate, parts
 from assay.data.render import Row
 from assay.errors import ModelError
 from assay.models import tree_attention
@@ -133,6 +133,10 @@ class Backbone:
     def budget(self) -> int:
         """Tokens that go through the model together: enough to keep the machine busy, and little enough to be light."""
         return 2**24 // self.width if torch.device(self.device).type == "cuda" else max(1024, 2**20 // self.width)
+
+    def parts(self, examples: Sequence[Sequence[Row]], most: int | None = None) -> list[list[int]]:
+        """Numbers of the examples of each forward pass (data/pack.py)."""
+        return parts(examples, tokens=self.budget, most=most, shared=self.shares_prompts)
 
     @property
     def by_blocks(self) -> bool:

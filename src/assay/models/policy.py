@@ -90,11 +90,6 @@ class Policy:
         return self.tokenizer.pad_token_id
 
     @property
-    def budget(self) -> int:
-        """Tokens that go through it together."""
-        return self.backbone.budget
-
-    @property
     def context(self) -> int:
         """The longest row, prompt and response together, that the model has positions for."""
         return context_length(self.model)

@@ -34,11 +34,6 @@ class ValueModel:
         self.source = source
         """Folder of the model that the adapter stands on."""
 
-    @property
-    def budget(self) -> int:
-        """Tokens that go through it together."""
-        return self.backbone.budget
-
     def values(self, batch: TokenBatch) -> Tensor:
         """[B, R], fp32, aligned with `Policy.logprobs`; zero where no response token is."""
         labels = LabelIndex.of(batch)

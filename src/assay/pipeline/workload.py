@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from assay.data.items import as_demonstration, prompt_of, replies_of
-from assay.data.pack import collate, parts, together
+from assay.data.pack import collate
 from assay.data.prepared import Prepared
 from assay.data.records import Item
 from assay.data.render import Renderer, Row
@@ -295,10 +295,7 @@ class Workload:
 
     def _layouts(self, examples: Sequence[Example]) -> Iterable[Layout]:
         """The micro-batches of a batch."""
-        if all(len(example) == 1 for example in examples):
-            examples = [examples[i] for i in together([row for (row,) in examples])]
-        sizes = [sum(len(row.ids) for row in example) for example in examples]
-        for part in parts(sizes, tokens=self.backbone.budget, rows=getattr(self.config, "micro_batch_size", None)):
+        for part in self.backbone.parts(examples, getattr(self.config, "micro_batch_size", None)):
             batch = collate([row for i in part for row in examples[i]], 0)
             forest = self.backbone.forest(batch)
             lines, width = batch.input_ids.shape if forest is None else forest.sources_LW.shape

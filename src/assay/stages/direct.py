@@ -7,7 +7,7 @@ Formulas: algorithms/direct_loss.py. N examples, B of them in a step, E = 2 rows
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from assay import rng
 from assay.algorithms import direct_loss
-from assay.data.pack import collate, parts, together
+from assay.data.pack import collate
 from assay.data.render import Row
-from assay.data.stored import Lazily, batched
+from assay.data.stored import IN_MEMORY, Lazily, batched
 from assay.models.policy import Policy, ResponseLogprobs
 from assay.stages import loop
 from assay.stages.config import PreferenceConfig
@@ -29,8 +29,6 @@ Pair = tuple[Row, Row]
 
 Judged = tuple[Row, bool]
 """An answer, and whether it is good."""
-
-IN_MEMORY = 8192  # examples whose rows are held at a time, so that those of one prompt meet
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +85,10 @@ class Learner:
     config: PreferenceConfig
     device: str
 
-    def parts(self, batch: Sequence[Example]) -> Iterator[list[int]]:
+    def parts(self, batch: Sequence[Example]) -> list[list[int]]:
         """Numbers of the examples of each forward pass."""
-        lengths = [len(example.row.ids) + len(example.other.ids) for example in batch]
-        return parts(lengths, tokens=self.policy.budget, rows=self.config.micro_batch_size)
+        examples = [(example.row, example.other) for example in batch]
+        return self.policy.backbone.parts(examples, self.config.micro_batch_size)
 
     def logprobs(self, policy: Policy, rows: Sequence[Row]) -> ResponseLogprobs:
         return policy.logprobs(collate(rows, policy.pad_id).to(self.device))
@@ -103,11 +101,9 @@ class Learner:
             start = 0
             for some in batched(examples, IN_MEMORY):
                 rows = [row for example in some for row in (example.row, example.other)]
-                order = together(rows)
-                for part in parts([len(rows[i].ids) for i in order], tokens=policy.budget):
-                    chosen = [order[i] for i in part]
-                    sums = self.logprobs(policy, [rows[i] for i in chosen]).logprobs_BR.sum(1)
-                    sums_M[[start + i for i in chosen]] = sums
+                for part in policy.backbone.parts([(row,) for row in rows]):
+                    sums = self.logprobs(policy, [rows[i] for i in part]).logprobs_BR.sum(1)
+                    sums_M[[start + i for i in part]] = sums
                 start += len(rows)
         return sums_M.view(-1, 2)
 

@@ -122,7 +122,6 @@ class Online:
             seed=rng.derive(self.ctx.seed, *purpose),
             reward=self.reward,
             reference=self.roles.reference,
-            device=self.ctx.device,
             micro_batch_size=self.config.micro_batch_size or self.config.batch_size,
         )
 
@@ -183,9 +182,8 @@ class Online:
             old_BR = collect.over_rows(
                 lambda batch: policy.logprobs(batch, temperature=config.sampling.temperature).logprobs_BR,
                 rollouts.rows,
+                policy.backbone,
                 policy.pad_id,
-                mask_BR.device,
-                policy.budget,
                 config.micro_batch_size,
             )
         mismatch = policy_loss.mismatch(rollouts.logprobs_BR, old_BR, mask_BR)

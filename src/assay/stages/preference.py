@@ -64,7 +64,6 @@ def run(config: PreferenceConfig, inputs: StageInputs, ctx: RunContext) -> dict[
             seed=rng.derive(ctx.seed, "test"),
             reward=reward,
             reference=reference,
-            device=ctx.device,
             micro_batch_size=config.micro_batch_size,
         )
 

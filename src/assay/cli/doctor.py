@@ -14,12 +14,6 @@ if TYPE_CHECKING:
     from assay.doctor.examination import Examination
     from assay.doctor.finding import Diagnosis, Finding
 
-VERDICTS = {
-    "green": "nothing found that speaks against it",
-    "amber": "it may be worse than it could be",
-    "red": "it is broken, or cannot be trusted",
-}
-
 
 def doctor(
     what: Path = typer.Argument(
@@ -43,6 +37,8 @@ def doctor(
 
 def lines(given: Examination) -> Iterator[str]:
     """The examination in words."""
+    from assay.doctor.finding import VERDICTS
+
     diagnosis = given.diagnosis
     yield f"{diagnosis.verdict}: {VERDICTS[diagnosis.verdict]} ({', '.join(given.stages) or 'nothing'} looked at)"
     for number, cause in enumerate(diagnosis.causes, start=1):

@@ -59,6 +59,8 @@ class Log:
     series: Mapping[str, Series] = field(default_factory=dict)
     final: Mapping[str, Any] = field(default_factory=dict)
     """The stage's report: numbers by name, with `_low` and `_high` where they have an interval."""
+    reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the stage says at length, by the name of the file: accuracy, evaluation, report (of the data)."""
     config: Mapping[str, Any] = field(default_factory=dict)
     foreign: bool = False
     """Written by another trainer: what only we log is then missing, and keys of the cure are not ours."""
@@ -87,6 +89,13 @@ class Log:
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise Missing(f"the report has no {name}")
         return float(value)
+
+    def report(self, name: str, part: str) -> Mapping[str, Any]:
+        """A part of a report; `Missing` where there is none."""
+        found = self.reports.get(name, {}).get(part)
+        if not isinstance(found, Mapping):
+            raise Missing(f"{name}.json has no {part}")
+        return found
 
     def setting(self, name: str) -> Any:
         """A setting by its dotted name; `Missing` where the configuration is unknown."""

@@ -39,11 +39,16 @@ def load_stage(kind: str) -> Stage:
     return importlib.import_module(f"assay.stages.{kind}").run
 
 
-def write_report(run_dir: Path) -> None:
-    """report.html of a run; its libraries are imported now."""
+def write_report(run_dir: Path) -> Path:
+    """report.html of a run, which begins with what the doctor says of it; its libraries are imported now."""
+    from assay.doctor.examination import examination
     from assay.tracking import report
 
-    report.write_report(run_dir)
+    try:
+        examined = examination(run_dir).facts()
+    except Exception as error:  # whatever lies in the folder: a report that says so is better than none
+        examined = {"failed": f"{type(error).__name__}: {error}"}
+    return report.write_report(run_dir, examined)
 
 
 def show_plots(to: Sequence[sinks.Sink], kind: str, folder: Path) -> None:
@@ -71,7 +76,7 @@ class Request:
     stop: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
     stage: Callable[[str], Stage] = load_stage
-    report: Callable[[Path], None] = write_report
+    report: Callable[[Path], object] = write_report
     fits: Callable[[NamedRecipe, Sequence[Step], Store, Prepared], None] = check_memory
 
 

@@ -85,8 +85,7 @@ def test_rows_that_linger_or_come_late_stay_within_the_models_positions(
     renderer = Renderer(policy.tokenizer, template="chat", max_length=100)
     positions = len(renderer.prompt(long)) + NEW
     policy = load_policy(tiny.causal_folder(tmp_path, kind, max_position_embeddings=positions), trainable=False)
-    monkeypatch.setattr(Engine, "_stop_tokens", lambda *_: None)
-    monkeypatch.setattr(Engine, "_stopped", lambda _, sample, __: len(sample.ids) == lifetimes[sample.seed])
+    monkeypatch.setattr(Engine, "_ends_here", lambda _, sample, __: len(sample.ids) == lifetimes[sample.seed])
     prompts, params = [long] * 4 + [short] * 3, SamplingParams(max_new_tokens=NEW)
     queued = Engine(policy, renderer, max_batch=4).generate(prompts, params, seeds=range(7))
     alone = Engine(policy, renderer, max_batch=1).generate(prompts, params, seeds=range(7))

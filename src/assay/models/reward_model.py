@@ -22,9 +22,10 @@ from assay.data.render import Renderer, Row
 from assay.data.steps import split_steps
 from assay.errors import ModelError
 from assay.models.attribution import attribute
-from assay.models.backbone import Backbone, Tokenizer, saving
+from assay.models.backbone import Backbone
 from assay.models.calibration import preference_gain
 from assay.models.config import Template
+from assay.models.load import Tokenizer, saving
 from assay.models.locate import weights_hash
 from assay.models.pairs import PairRenderer
 from assay.models.reward_folder import (

@@ -9,15 +9,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from assay.data.pack import TokenBatch
-from assay.models.backbone import (
-    Backbone,
-    drop_dropout,
-    fit_vocabulary,
-    load_classifier,
-    load_tokenizer,
-    saving,
-)
+from assay.models.backbone import Backbone, drop_dropout
 from assay.models.heads import ValueHead
+from assay.models.load import fit_vocabulary, load_classifier, load_tokenizer, saving
 from assay.models.locate import locate
 from assay.models.policy import LabelIndex
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from assay.data.prepared import Prepared
 from assay.errors import AssayError
-from assay.models.backbone import load_tokenizer
+from assay.models.load import load_tokenizer
 from assay.models.locate import locate
 from assay.models.scratch import new_shape, train_tokenizer
 from assay.pipeline.graph import Source

@@ -29,8 +29,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from assay.algorithms.logprobs import token_logprobs
 from assay.algorithms.product import product
-from assay.models.backbone import Backbone, drop_dropout, quiet_transformers
+from assay.models.backbone import Backbone, drop_dropout
 from assay.models.config import LoraConfig
+from assay.models.load import quiet_transformers
 from assay.models.precision import bf16_speedup_on_cpu, compute_dtype, weight_dtype
 from assay.rollout.cache import SlotCache
 from assay.rollout.config import SamplingParams

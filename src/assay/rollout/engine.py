@@ -29,6 +29,7 @@ from assay.models.tree_attention import stretches_of
 from assay.rollout.cache import SlotCache, check_cacheable, seen_columns
 from assay.rollout.config import SamplingParams, Weights
 from assay.rollout.sampler import Generation, NgramBlock, draw, penalise, uniforms
+from assay.rollout.stops import StopStrings
 from assay.types import FinishReason, Prompt
 
 REFILL_BELOW = 0.75
@@ -67,6 +68,8 @@ class Slots:
     tokens: Tensor
     """The newest token of each row, [B, 1], and its position."""
     positions: Tensor
+    drawn: Tensor
+    """How many tokens each row has drawn, [B, 1]."""
     uniform: Tensor
     """Random numbers, [B, max_new_tokens]: number t of a row draws its token t."""
     seen: Tensor | None
@@ -114,6 +117,7 @@ class Slots:
             mask,
             joined("tokens"),
             joined("positions"),
+            joined("drawn"),
             joined("uniform"),
             None if self.seen is None else joined("seen"),
         )
@@ -211,6 +215,7 @@ class Engine:
             seen_columns(spans, cache.length, params.max_new_tokens, device),
             torch.empty(0, device=device),
             torch.tensor(spans, device=device)[:, None] - 1,
+            torch.zeros(len(samples), 1, dtype=torch.long, device=device),
             uniforms([sample.seed for sample in samples], params.max_new_tokens).to(device),
             self._seen(samples) if params.repetition_penalty != 1 else None,
         )
@@ -223,8 +228,12 @@ class Engine:
         batch = collate(rows, policy.pad_id).to(backbone.device)
         forest = backbone.forest(batch)
         if forest is None:
-            batch = collate(rows, policy.pad_id, side="left").to(backbone.device)
-            cache = SlotCache.empty(policy.model.config.num_hidden_layers, batch.input_ids.shape[1] + room)
+            prompts = {tuple(row.ids): row for row in rows}
+            places = {ids: place for place, ids in enumerate(prompts)}
+            read_B = torch.tensor([places[tuple(row.ids)] for row in rows], device=backbone.device)
+            batch = collate(list(prompts.values()), policy.pad_id, side="left").to(backbone.device)
+            width = batch.input_ids.shape[1]
+            cache = SlotCache.empty(policy.model.config.num_hidden_layers, width)
             hidden = backbone.forward(
                 batch.input_ids,
                 position_ids=batch.position_ids,
@@ -233,7 +242,8 @@ class Engine:
                 past_key_values=cache,
                 use_cache=True,
             )
-            return hidden[:, -1], cache
+            cache.rebuild(read_B, width, None, room=room)
+            return hidden[read_B, -1], cache
         places_BT, lengths_B = forest.places_BT, batch.attention_mask.sum(1)
         width = places_BT.shape[1]
         tokens_BT = torch.arange(width, device=places_BT.device) - (width - lengths_B)[:, None]  # aligned on the right
@@ -248,9 +258,11 @@ class Engine:
         """Run the trunk on the newest tokens, and draw the next one of every row."""
         backbone, width = self.policy.backbone, slots.cache.length + 1
         told: dict[str, Any] = {"attention_mask": slots.mask[:, :width]}
-        if backbone.attends_by_blocks and backbone.window > width:
-            spans = [sample.span + 1 for sample in slots.samples]
-            told = {"attention_mask": slots.mask[:, None, None, :width], "stretches": stretches_of(spans, width)}
+        if backbone.takes_masks and backbone.window > width:
+            # Of a mask with two axes transformers asks whether all of it is True, and waits for the device to tell.
+            told["attention_mask"] = slots.mask[:, None, None, :width]
+            if backbone.attends_by_blocks:
+                told["stretches"] = stretches_of([sample.span + 1 for sample in slots.samples], width)
         hidden = backbone.forward(
             slots.tokens,
             position_ids=slots.positions,
@@ -269,11 +281,10 @@ class Engine:
         for row, sample in enumerate(slots.samples):
             if sample.ngrams is not None and (banned := sample.ngrams.banned()):
                 logits[row, banned] = -torch.inf
-        last = params.max_new_tokens - 1  # rows that have ended draw on, unheard, until they make way
-        turn = torch.tensor([[min(len(sample.ids), last)] for sample in slots.samples], device=logits.device)
+        turn = slots.drawn.clamp(max=params.max_new_tokens - 1)  # ended rows draw on, unheard, until they make way
         tokens, logprobs = draw(logits, params, slots.uniform.gather(1, turn).squeeze(1))
         self._append(slots.samples, tokens, logprobs, params)
-        slots.tokens, slots.positions = tokens[:, None], slots.positions + 1
+        slots.tokens, slots.positions, slots.drawn = tokens[:, None], slots.positions + 1, slots.drawn + 1
         if slots.seen is not None:
             slots.seen.scatter_(1, slots.tokens, True)
 
@@ -288,7 +299,7 @@ class Engine:
     def _append(self, samples: Sequence[Sample], tokens: Tensor, logprobs: Tensor, params: SamplingParams) -> None:
         """Move a step's tokens to the host, the step's only synchronisation, and see which samples end with them."""
         pairs = torch.stack([tokens.double(), logprobs.double()]).tolist()
-        stops = self._stop_tokens(params.stop)
+        stops = self._stops(params.stop)
         for sample, number, logprob in zip(samples, *pairs, strict=True):
             if sample.finish is not None:
                 continue
@@ -302,39 +313,21 @@ class Engine:
             sample.logprobs.append(logprob)
             if sample.ngrams is not None:
                 sample.ngrams.add(token)
-            if token in self._ends or ((stops is None or token in stops) and self._stopped(sample, params.stop)):
+            if self._ends_here(sample, stops):
                 sample.finish = "stop"
             elif len(sample.ids) == params.max_new_tokens:
                 sample.finish = "length"
 
-    def _stopped(self, sample: Sample, stop: Sequence[str]) -> bool:
-        text = self._decoded(sample.ids, skip_special_tokens=False)
-        return any(string in text for string in (*stop, *self.renderer.stop_strings))
+    def _ends_here(self, sample: Sample, stops: StopStrings) -> bool:
+        return sample.ids[-1] in self._ends or stops.end(sample.ids)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019  (an engine lives as long as its stage)
-    def _stop_tokens(self, stop: tuple[str, ...]) -> frozenset[int] | None:
-        """Tokens that may complete a stop string, so that text is decoded after them only; None when any may.
-
-        A token completes a string when its text holds the string's last character, or half of one (�).
-        """
-        strings = (*stop, *self.renderer.stop_strings)
-        if any(string[-1].isspace() for string in strings):
-            return None  # some tokenizers drop the white space of a lone token
-        last = {string[-1] for string in strings} | {"�"} if strings else set()
-        pieces = self.policy.tokenizer.batch_decode([[i] for i in range(len(self.policy.tokenizer))]) if last else []
-        return frozenset(i for i, piece in enumerate(pieces) if last & set(piece))
+    def _stops(self, stop: tuple[str, ...]) -> StopStrings:
+        return StopStrings(self.policy.tokenizer, (*stop, *self.renderer.stop_strings))
 
     def _result(self, prompt: Prompt, sample: Sample, params: SamplingParams) -> Generation:
         assert sample.finish is not None
         text = self.renderer.text(sample.ids)
         if params.stop and sample.finish == "stop":
-            text = self._decoded(sample.ids, skip_special_tokens=True)
-            for string in (*params.stop, *self.renderer.stop_strings):
-                text = text.split(string, 1)[0]
+            text = self._stops(params.stop).before(sample.ids)
         return Generation(prompt, sample.prompt_ids, sample.ids, sample.logprobs, text.strip(), sample.finish)
-
-    def _decoded(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        """Text with its white space as it is, for stop strings may begin or end with some."""
-        return self.policy.tokenizer.decode(
-            ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        )

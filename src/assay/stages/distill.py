@@ -26,7 +26,7 @@ from assay.data.pack import TokenBatch, collate
 from assay.data.render import Row
 from assay.data.tokens import render
 from assay.errors import DataError, ModelError
-from assay.models.backbone import load_tokenizer
+from assay.models.load import load_tokenizer
 from assay.models.locate import locate
 from assay.models.policy import LabelIndex
 from assay.models.roles import Policy, load_policy

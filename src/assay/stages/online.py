@@ -97,6 +97,7 @@ class Online:
         self.before_test = self.sample(self.test, "test")
         self.start, self.best, saved = loop.restore(ctx, optimizers)
         self.state = State(**saved) if saved else self._fresh_state()
+        self.done = self.start
         self.penalty = kl_controller(config, self.state.kl_coef, self.start)
         self.began = time.perf_counter()
 
@@ -132,7 +133,6 @@ class Online:
             if self.config.patience and self.best.evaluations_since >= self.config.patience:
                 return  # asked here, not after the yield: a run that was killed on its last page must not go on either
             self.began = time.perf_counter()
-            self.compares = not self.state.sampler_exact or (iteration + 1) % self.config.evaluate_every == 0
             yield iteration
 
     def prompts(self, iteration: int, count: int) -> list[Prompt]:
@@ -168,6 +168,11 @@ class Online:
                 **(guard.metrics([guard.inspect(c) for c in rollouts.completions]) if self.config.guard else {}),
             },
         )
+
+    @property
+    def compares(self) -> bool:
+        """Whether the trainer reads this iteration's samples too: until both agree, and again with every evaluation."""
+        return not self.state.sampler_exact or (self.done + 1) % self.config.evaluate_every == 0
 
     def old_logprobs(self, rollouts: Rollouts) -> tuple[Tensor, dict[str, float]]:
         """What the ratios of this iteration's updates start from, [B, R], and how far the sampler is from it.
@@ -227,7 +232,7 @@ class Online:
         if self.inputs.truth:
             measured["objective/truth"] = loop.mean(self.inputs.truth(rollouts.prompts, rollouts.texts))
 
-        done = iteration + 1
+        self.done = done = iteration + 1
         if done % config.evaluate_every == 0 or done == config.iterations:
             after = self.sample(self.validation, "validation")
             measured |= loop.numbers(compared.compare(self.before, after, self.inputs), prefix="eval/")

@@ -1,7 +1,7 @@
 """Time to quality: how long PPO takes until it wins 80 % under the truth, Assay's and TRL 1.10's.
 
-    make bench-quality                     the quickest settings of both  →  docs/results/quality.md and .json
-    python -m bench.race.quality --tune    every setting of both, once    →  docs/results/quality_tuning.json
+    make bench-quality                               the quickest of both →  docs/results/quality.md and .json
+    python -m bench.race.quality --tune ours peer    all settings, once   →  docs/results/quality_tuning.json
 
 Both start from the SFT model and the reward model of recipes/sandbox.yaml, learn the same rewards in the same unit, and
 pass the same examination after every iteration, for which the clock stands still. The first of two examinations in a
@@ -44,6 +44,7 @@ from assay.worlds.world import load_world
 
 RECIPE, WORLD = "recipes/sandbox.yaml", "frontdesk"
 TUNING = common.RESULTS / "quality_tuning.json"
+TITLES = {"ours": "Assay", "peer": "TRL 1.10.0"}
 GOAL = 0.8
 EXAMINED = 600
 """Held-out prompts of an examination: a win rate of 80 % is then known to 1.6 points (one standard error)."""
@@ -68,21 +69,21 @@ PROCESSOR = Timing("process_time", 1)
 """For tuning, during which the machine may be busy: two threads would wait for each other, at the processor's cost."""
 
 OURS: tuple[Settings, ...] = (
-    {},
-    {"episodes": 2048, "value_warmup": 0},
     {"episodes": 2048, "value_warmup": 0, "optim.learning_rate": 1e-3},
-    {"episodes": 2048, "value_warmup": 0, "optim.learning_rate": 2e-3},
     {"episodes": 2048, "value_warmup": 0, "optim.learning_rate": 1e-3, "inner_epochs": 4},
-    {"episodes": 2048, "value_warmup": 0, "optim.learning_rate": 1e-3, "inner_epochs": 1},
+    {"episodes": 2048, "value_warmup": 0, "optim.learning_rate": 2e-3},
+    {"episodes": 2048, "value_warmup": 0, "optim.learning_rate": 1e-3, "kl_target": 6},
+    {"episodes": 2048, "value_warmup": 0, "optim.learning_rate": 1e-3, "batch_size": 64},
+    {},
 )
 """Changes of the recipe."""
 PEER: tuple[Settings, ...] = (
-    {"episodes": 3072, "learning_rate": 6e-4, "inner_epochs": 2},
     {"episodes": 2048, "learning_rate": 1e-3, "inner_epochs": 2},
-    {"episodes": 2048, "learning_rate": 2e-3, "inner_epochs": 2},
     {"episodes": 2048, "learning_rate": 1e-3, "inner_epochs": 4},
-    {"episodes": 2048, "learning_rate": 1e-3, "inner_epochs": 4, "kl_coef": 0.02},
-    {"episodes": 2048, "learning_rate": 1e-3, "inner_epochs": 4, "batch": 64},
+    {"episodes": 2048, "learning_rate": 2e-3, "inner_epochs": 2},
+    {"episodes": 2048, "learning_rate": 1e-3, "inner_epochs": 2, "kl_coef": 0.02},
+    {"episodes": 2048, "learning_rate": 1e-3, "inner_epochs": 2, "batch": 64},
+    {"episodes": 3072, "learning_rate": 6e-4, "inner_epochs": 2},
 )
 """Changes of `AS_THE_RECIPE`."""
 AS_THE_RECIPE: Settings = {"batch": 128, "minibatches": 4, "kl_coef": 0.05, "value_learning_rate": 3e-3}
@@ -92,7 +93,7 @@ TRAINER: Settings = {"temperature": 1.0, "stop_token": "eos", "missing_eos_penal
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tune", action="store_true", help="try all settings, on processor time")
+    parser.add_argument("--tune", nargs="+", choices=list(TITLES), help="try all settings of these sides instead")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the race; tuning takes the first")
     parser.add_argument("--results", type=Path, default=common.RESULTS)
     asked = parser.parse_args()
@@ -106,13 +107,8 @@ def main() -> None:
         "peer": (PEER, Peer(start, examination, timing, peer("trl_ppo"))),
     }
     if asked.tune:
-        tried: dict[str, list[Any]] = {name: [] for name in sides}
-        for number in range(max(len(OURS), len(PEER))):
-            for name, (settings, learn) in sides.items():
-                if number < len(settings):
-                    tried[name].append(measured(name, settings[number], asked.seeds[0], learn))
-                    facts = common.origin("python -m bench.race.quality --tune")
-                    common.write(asked.results / TUNING.name, json.dumps({**facts, "tried": tried}, indent=1) + "\n")
+        for name in asked.tune:
+            tune(name, *sides[name], asked.seeds[0])
         return
     tuning = json.loads(TUNING.read_text(encoding="utf-8"))
     facts = common.origin("python -m bench.race.quality")
@@ -123,6 +119,23 @@ def main() -> None:
     found = {**facts, "seeds": asked.seeds, "tuning": tuning, "final": final}
     common.write(asked.results / "quality.json", json.dumps(found, indent=1) + "\n")
     common.write(asked.results / "quality.md", page(found))
+
+
+def tune(name: str, settings: Sequence[Settings], learn: Learn, seed: int) -> None:
+    """Try what has not been tried yet; what is found is kept after each trial."""
+    for changes in settings:
+        if not any(run["settings"] == changes for run in tried()[name]):
+            run = measured(name, changes, seed, learn)
+            runs = tried()  # read again: the other side may be at it too
+            runs[name].append(run)
+            facts = common.origin("python -m bench.race.quality --tune ours peer")
+            common.write(TUNING, json.dumps({**facts, "tried": runs}, indent=1) + "\n")
+
+
+def tried() -> dict[str, list[Any]]:
+    """Trials so far, by side."""
+    empty: dict[str, list[Any]] = {name: [] for name in TITLES}
+    return json.loads(TUNING.read_text(encoding="utf-8"))["tried"] if TUNING.is_file() else empty
 
 
 def measured(name: str, settings: Settings, seed: int, learn: Learn) -> dict[str, Any]:
@@ -166,10 +179,10 @@ class Examination:
         self.renderer = policy.renderer("chat", MAX_LENGTH)
         sampling = SamplingParams(max_new_tokens=NEW_TOKENS)
         answers = collect.sample(Engine(policy, self.renderer, max_batch=256), self.prompts, sampling, seed=0)
-        texts, finishes = [answer.text for answer in answers], [answer.finish for answer in answers]
+        texts = [answer.text for answer in answers]
         self.before = dict(zip(self.prompts, self.worth(self.prompts, texts), strict=True))
         reward = load_reward_model(start.artifact("reward"), trainable=False, max_length=MAX_LENGTH)
-        scores = LearnedReward(reward, batch_size=128)(self.prompts, texts, finishes)
+        scores = LearnedReward(reward, batch_size=128)(self.prompts, texts, [answer.finish for answer in answers])
         self.unit = {"mean": mean(scores) + reward.mean, "std": pstdev(scores)}
         """Of the SFT model's scores, which is the unit of reward in Assay's PPO; that function centres them."""
 
@@ -262,9 +275,6 @@ class Peer:
         while len(order) < count:
             order += rng.python_rng(seed, "quality", len(order)).sample(train, len(train))
         return order[:count]
-
-
-TITLES = {"ours": "Assay", "peer": "TRL 1.10.0"}
 
 
 def page(found: Mapping[str, Any]) -> str:

@@ -14,13 +14,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from assay.algorithms.product import product
-from assay.data.pack import collate
+from assay.data.pack import TokenBatch, collate, parts
 from assay.data.render import Renderer, Row
 from assay.errors import TrainingError, UsageError
 from assay.models.int8 import Int8Linear, fits, in_int8
@@ -145,7 +146,8 @@ class Engine:
         self.policy.eval()
         try:
             with torch.inference_mode(), self._head() as head:
-                self._decode(sorted(samples, key=lambda sample: len(sample.prompt_ids), reverse=True), params, head)
+                longest_first = sorted(samples, key=lambda s: (len(s.prompt_ids), s.prompt_ids), reverse=True)
+                self._decode(longest_first, params, head)
         finally:
             self.policy.model.train(training)
         return [self._result(prompt, sample, params) for prompt, sample in zip(prompts, samples, strict=True)]
@@ -181,7 +183,7 @@ class Engine:
                 )
 
     def _decode(self, samples: Sequence[Sample], params: SamplingParams, head: Head) -> None:
-        """Fill in the samples; those with the longest prompts come first."""
+        """Fill in the samples; those with the longest prompts come first, and those of one prompt together."""
         waiting = deque(samples)
         slots: Slots | None = None
         while True:
@@ -218,31 +220,37 @@ class Engine:
         return slots
 
     def _read(self, rows: list[Row], room: int) -> tuple[Tensor, SlotCache]:
-        """The prompts' last states [B, D], and their keys and values; a prompt that several rows have is read once."""
+        """The prompts' last states [B, D], and their keys and values; a prompt that several rows have is read once.
+
+        They go through the model a part at a time, as rows that are learnt from do.
+        """
+        policy, states = self.policy, list[Tensor]()
+        width = max(len(row.ids) for row in rows)
+        cache = SlotCache.empty(policy.model.config.num_hidden_layers, width + room)
+        for part in prompts_at_once(rows, policy.budget):
+            batch = collate([rows[i] for i in part], policy.pad_id).to(policy.backbone.device)
+            hidden_BD, lines, places_BT = self._read_part(batch)
+            columns_W = torch.arange(width, device=places_BT.device)
+            tokens_BW = columns_W - (width - batch.attention_mask.sum(1))[:, None]  # aligned on the right
+            cache.take(lines, places_BT.gather(1, tokens_BW.clamp(min=0)), part[0], len(rows))
+            states.append(hidden_BD)
+        return torch.cat(states), cache
+
+    def _read_part(self, batch: TokenBatch) -> tuple[Tensor, SlotCache, Tensor]:
+        """Last states [B, D], keys and values as the tokens lie in the model, and where each lies there [B, T]."""
         policy, backbone = self.policy, self.policy.backbone
-        batch = collate(rows, policy.pad_id).to(backbone.device)
         forest = backbone.forest(batch)
+        ids = batch.input_ids
+        places_BT = torch.arange(ids.numel(), device=ids.device).view_as(ids) if forest is None else forest.places_BT
+        last_B = places_BT.gather(1, batch.attention_mask.sum(1, keepdim=True) - 1)[:, 0]
+        columns = (ids if forest is None else forest.sources_LW).shape[1]
+        lines = SlotCache.empty(policy.model.config.num_hidden_layers, columns)
+        more: dict[str, Any] = {"read": last_B, "past_key_values": lines, "use_cache": True}
         if forest is None:
-            batch = collate(rows, policy.pad_id, side="left").to(backbone.device)
-            cache = SlotCache.empty(policy.model.config.num_hidden_layers, batch.input_ids.shape[1] + room)
-            hidden = backbone.forward(
-                batch.input_ids,
-                position_ids=batch.position_ids,
-                adapter=policy.adapter,
-                attention_mask=batch.attention_mask,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            return hidden[:, -1], cache
-        places_BT, lengths_B = forest.places_BT, batch.attention_mask.sum(1)
-        width = places_BT.shape[1]
-        tokens_BT = torch.arange(width, device=places_BT.device) - (width - lengths_B)[:, None]  # aligned on the right
-        aligned_BT = places_BT.gather(1, tokens_BT.clamp(min=0))
-        last_B = aligned_BT[:, -1]
-        cache = SlotCache.empty(policy.model.config.num_hidden_layers, forest.sources_LW.shape[1])
-        hidden_ND = backbone.lines(batch, forest, policy.adapter, read=last_B, past_key_values=cache, use_cache=True)
-        cache.spread(aligned_BT, room=room)
-        return hidden_ND[last_B], cache
+            hidden_ND = backbone.hidden(batch, policy.adapter, **more).flatten(0, 1)
+        else:
+            hidden_ND = backbone.lines(batch, forest, policy.adapter, **more)
+        return hidden_ND[last_B], lines, places_BT
 
     def _step(self, slots: Slots, params: SamplingParams, head: Head) -> None:
         """Run the trunk on the newest tokens, and draw the next one of every row."""
@@ -338,3 +346,9 @@ class Engine:
         return self.policy.tokenizer.decode(
             ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
+
+
+def prompts_at_once(rows: Sequence[Row], tokens: int) -> Iterator[list[int]]:
+    """Numbers of the rows whose prompts are read together: at most `tokens` tokens, one that comes again read once."""
+    new = [0 if row.ids == before.ids else len(row.ids) for before, row in pairwise([Row([], 0), *rows])]
+    return parts(new, tokens=tokens)

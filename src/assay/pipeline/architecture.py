@@ -50,7 +50,7 @@ class Architectures:
         """Its own; where there is none yet, one trained on the data's text."""
         origin = self._origin(step)
         words = origin.vocabulary if isinstance(origin, PretrainConfig) else WORDS
-        key = origin if isinstance(origin, str) else words
+        key = origin if isinstance(origin, str) else f"{words} words"
         if key not in self._tokenizers and isinstance(origin, str):
             with suppress(AssayError):
                 self._tokenizers[key] = load_tokenizer(locate(origin, fetch=False))

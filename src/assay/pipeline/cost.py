@@ -34,7 +34,6 @@ from assay.stages.config import (
     EvaluateConfig,
     PPOConfig,
     PreferenceConfig,
-    PretrainConfig,
     SamplingStageConfig,
     TrainingConfig,
 )
@@ -170,8 +169,7 @@ class Estimator:
             return None
         trains = not isinstance(config, EvaluateConfig) and config.leaves_model
         trains = trains and not getattr(config, "trained", False)
-        again = isinstance(config, TrainingConfig) and not isinstance(config, PretrainConfig)
-        again = again and config.gradient_checkpointing
+        again = isinstance(config, TrainingConfig) and config.gradient_checkpointing and step.node.kind != "pretrain"
 
         def model(shape: Any, *, classifier: bool, learns: bool) -> Model:
             made = Model(shape, self.device, classifier, learns and trains, getattr(config, "lora", None), again)

@@ -30,14 +30,22 @@ class Backbone:
     Forward passes run in the device's compute format; hidden states come back as the trunk gives them.
     """
 
-    def __init__(self, model: PreTrainedModel, *, device: str, gradient_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        device: str,
+        gradient_checkpointing: bool = False,
+        parameters: int | None = None,
+    ) -> None:
+        """`parameters`: of the model that this one stands for, where it is not one itself (pipeline/rates.py)."""
         if model.base_model is model and isinstance(getattr(model, "model", None), PreTrainedModel):
             model.base_model_prefix = "model"  # Llama 4's class names another, and would be its own trunk
         self.model = model
         self.trunk: PreTrainedModel = model.base_model  # pyright: ignore[reportAttributeAccessIssue]
         self.adapters = Adapters(model)
         self.device = device
-        self.computes_in = compute_dtype(device, model.num_parameters())
+        self.computes_in = compute_dtype(device, parameters or model.num_parameters())
         self._takes_positions = "position_ids" in inspect.signature(self.trunk.forward).parameters
         keep_freed_memory()
         use_faster_kernels(model)
@@ -70,37 +78,36 @@ class Backbone:
             return None
         return Forest.of(batch.rows, width=None if self.by_blocks else min(self.width, self.window)).to(self.device)
 
-    def hidden(self, batch: TokenBatch, adapter: str | None = None, *, read: Tensor | None = None) -> Tensor:
-        """Last hidden states [B, T, D] of a padded batch, with one adapter or none."""
+    def hidden(self, batch: TokenBatch, adapter: str | None = None, **more: Any) -> Tensor:
+        """Last hidden states [B, T, D] of a padded batch, with one adapter or none; `more` is for `forward`."""
         return self.forward(
             batch.input_ids,
             position_ids=batch.position_ids,
             adapter=adapter,
-            read=read,
             attention_mask=batch.attention_mask,
+            **more,
         )
 
     def lines(self, batch: TokenBatch, forest: Forest, adapter: str | None = None, **more: Any) -> Tensor:
         """Last hidden states [L·W, D] of a batch laid out as trees; `more` is for `forward`, such as a cache."""
         return self._lines(batch, forest, adapter, by_blocks=self.by_blocks, **more)
 
-    def _lines(
-        self, batch: TokenBatch, forest: Forest, adapter: str | None, *, by_blocks: bool, **inputs: Any
-    ) -> Tensor:
+    def _lines(self, batch: TokenBatch, forest: Forest, adapter: str | None, *, by_blocks: bool, **more: Any) -> Tensor:
+        return self.forward(adapter=adapter, **self.laid_out(batch, forest, by_blocks=by_blocks), **more).flatten(0, 1)
+
+    def laid_out(self, batch: TokenBatch, forest: Forest, *, by_blocks: bool) -> dict[str, Any]:
+        """What `forward` is told of a batch as trees."""
+        inputs: dict[str, Any] = {
+            name: getattr(batch, name).flatten()[forest.sources_LW] for name in ("input_ids", "position_ids")
+        }
         if by_blocks:
             # A mask of four axes is passed on as it is; without one, the model would make its own.
-            inputs["blocks"], mask = forest.blocks(), torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
-        else:
-            mask = forest.mask
-            if self.model.config._attn_implementation == "eager":  # which adds its mask to the scores
-                mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
-        return self.forward(
-            batch.input_ids.flatten()[forest.sources_LW],
-            position_ids=batch.position_ids.flatten()[forest.sources_LW],
-            adapter=adapter,
-            attention_mask=mask,
-            **inputs,
-        ).flatten(0, 1)
+            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+            return inputs | {"attention_mask": mask, "blocks": forest.blocks()}
+        mask = forest.mask
+        if self.model.config._attn_implementation == "eager":  # which adds its mask to the scores
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
+        return inputs | {"attention_mask": mask}
 
     @property
     def width(self) -> int:
@@ -222,7 +229,7 @@ class Backbone:
 
         `read`: places of the flattened states; what stands elsewhere is of no use then.
         """
-        part = read if read is not None and self.reads_in_part else None
+        part = read.unique() if read is not None and self.reads_in_part else None
         return self._forward(input_ids, position_ids, adapter, part, **inputs)
 
     def _forward(

@@ -74,11 +74,11 @@ def last_mlp(trunk: nn.Module) -> nn.Module | None:
 
 @contextlib.contextmanager
 def only_at(mlp: nn.Module, places_M: Tensor) -> Iterator[None]:
-    """Inside, an MLP works on these tokens of the flattened batch alone, and adds nothing to the others.
+    """Inside, an MLP works on these tokens of the flattened batch, each named once, and adds nothing to the others.
 
     In the last block nobody attends to what it adds, so that only the states that are read need it.
     """
-    everywhere, places_M = mlp.forward, places_M.unique()
+    everywhere = mlp.forward
 
     def forward(x: Tensor) -> Tensor:
         flat = x.flatten(0, -2)

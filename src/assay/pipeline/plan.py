@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from assay.pipeline.cost import Estimator
 
 CHARACTERS_PER_TOKEN = 4
+ALLOWED = 1.1
+"""An estimate may be this much above what there is before a run is refused: it may be too high by as much."""
 
 
 def plan(named: NamedRecipe, request: Request) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def plan(named: NamedRecipe, request: Request) -> dict[str, Any]:
 
 def check_memory(named: NamedRecipe, steps: Sequence[Step], store: Store, data: Prepared) -> Estimator:
     """UsageError, before any model is loaded, for the stages still to make that would not fit, with what would."""
-    from assay.pipeline.cost import Estimator
+    from assay.pipeline.cost import Estimator, written
 
     device = environment.device(named.recipe.device)
     estimator = Estimator(
@@ -66,20 +68,30 @@ def check_memory(named: NamedRecipe, steps: Sequence[Step], store: Store, data: 
         data,
         named.recipe.model.template,
         device=device,
-        process_mb=0 if device.startswith("cuda") else environment.resident_mb(),
     )
     there = environment.memory_mb(device)
-    for step in steps:
-        if step.node is None or store.get(step.identity.id):
-            continue
-        count = optimizer_steps(step.node.config, data)
+    to_make = [
+        (step, optimizer_steps(step.node.config, data))
+        for step in steps
+        if step.node is not None and not store.get(step.identity.id)
+    ]
+    for step, count in to_make:
+        estimator.of(step, count)
+    if not device.startswith("cuda"):
+        estimator.count_process()
+    needs, changes, hopeless = list[str](), list[str](), list[str]()
+    for step, count in to_make:
         estimate = estimator.of(step, count)
-        if estimate and estimate.memory_mb > there:
-            fit = list(estimator.that_fit(step, count, there))
-            raise UsageError(
-                f"{step.id} would need about {estimate.memory_mb:,.0f} MB of memory, and there are {there:,.0f} MB",
-                hint=f"this would fit: {'; or '.join(fit)}" if fit else "it needs a smaller model or a larger machine",
-            )
+        if estimate is None or estimate.memory_mb <= there * ALLOWED:
+            continue
+        needs.append(f"{step.id} would need about {estimate.memory_mb:,.0f} MB of memory")
+        fits = estimator.that_fits(step, count, there)
+        changes += [f"{step.id}.{name}={written(value)}" for name, value in fits.items()]
+        hopeless += [] if fits else [step.id]
+    if needs:
+        hints = [f"this would fit: {' '.join(changes)}"] if changes else []
+        hints += [f"{' and '.join(hopeless)} would fit a larger machine, or a smaller model"] if hopeless else []
+        raise UsageError(f"{', '.join(needs)}, and there are {there:,.0f} MB", hint="; ".join(hints))
     return estimator
 
 

@@ -149,7 +149,8 @@ class Engine:
         self.policy.eval()
         try:
             with torch.inference_mode(), self._head() as head:
-                self._decode(sorted(samples, key=lambda sample: len(sample.prompt_ids), reverse=True), params, head)
+                longest_first = sorted(samples, key=lambda s: (len(s.prompt_ids), s.prompt_ids), reverse=True)
+                self._decode(longest_first, params, head)
         finally:
             self.policy.model.train(training)
         return [self._result(prompt, sample, params) for prompt, sample in zip(prompts, samples, strict=True)]
@@ -185,7 +186,7 @@ class Engine:
                 )
 
     def _decode(self, samples: Sequence[Sample], params: SamplingParams, head: Head) -> None:
-        """Fill in the samples; those with the longest prompts come first."""
+        """Fill in the samples; those with the longest prompts come first, and those of one prompt together."""
         waiting = deque(samples)
         slots: Slots | None = None
         while True:
@@ -223,36 +224,40 @@ class Engine:
         return slots
 
     def _read(self, rows: list[Row], room: int) -> tuple[Tensor, SlotCache]:
-        """The prompts' last states [B, D], and their keys and values; a prompt that several rows have is read once."""
+        """The prompts' last states [B, D], and their keys and values; a prompt that several rows have is read once.
+
+        They go through the model a part at a time, as rows that are learnt from do.
+        """
+        policy, states = self.policy, list[Tensor]()
+        width = max(len(row.ids) for row in rows)
+        cache = SlotCache.empty(policy.model.config.num_hidden_layers, width + room)
+        for part in prompts_at_once(rows, policy.backbone.budget):
+            asked = [rows[i] for i in part]
+            hidden_BD, lines, places_BT = self._read_part(asked)
+            begins_B = torch.tensor([width - len(row.ids) for row in asked], device=places_BT.device)
+            tokens_BW = torch.arange(width, device=places_BT.device) - begins_B[:, None]  # aligned on the right
+            cache.take(lines, places_BT.gather(1, tokens_BW.clamp(min=0)), part[0], len(rows))
+            states.append(hidden_BD)
+        return torch.cat(states), cache
+
+    def _read_part(self, rows: Sequence[Row]) -> tuple[Tensor, SlotCache, Tensor]:
+        """Last states [B, D], keys and values as the tokens lie in the model, and where each lies there [B, T]."""
         policy, backbone = self.policy, self.policy.backbone
-        batch = collate(rows, policy.pad_id).to(backbone.device)
-        forest = backbone.forest(batch)
+        distinct = {tuple(row.ids): row for row in rows}
+        batch = collate(list(distinct.values()), policy.pad_id).to(backbone.device)
+        forest, ids = backbone.forest(batch), batch.input_ids
+        places_BT = torch.arange(ids.numel(), device=ids.device).view_as(ids) if forest is None else forest.places_BT
+        last_B = places_BT.gather(1, batch.attention_mask.sum(1, keepdim=True) - 1)[:, 0]
+        columns = (ids if forest is None else forest.sources_LW).shape[1]
+        lines = SlotCache.empty(policy.model.config.num_hidden_layers, columns)
+        more: dict[str, Any] = {"read": last_B, "past_key_values": lines, "use_cache": True}
         if forest is None:
-            prompts = {tuple(row.ids): row for row in rows}
-            places = {ids: place for place, ids in enumerate(prompts)}
-            read_B = torch.tensor([places[tuple(row.ids)] for row in rows], device=backbone.device)
-            batch = collate(list(prompts.values()), policy.pad_id, side="left").to(backbone.device)
-            width = batch.input_ids.shape[1]
-            cache = SlotCache.empty(policy.model.config.num_hidden_layers, width)
-            hidden = backbone.forward(
-                batch.input_ids,
-                position_ids=batch.position_ids,
-                adapter=policy.adapter,
-                attention_mask=batch.attention_mask,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cache.rebuild(read_B, width, None, room=room)
-            return hidden[read_B, -1], cache
-        places_BT, lengths_B = forest.places_BT, batch.attention_mask.sum(1)
-        width = places_BT.shape[1]
-        tokens_BT = torch.arange(width, device=places_BT.device) - (width - lengths_B)[:, None]  # aligned on the right
-        aligned_BT = places_BT.gather(1, tokens_BT.clamp(min=0))
-        last_B = aligned_BT[:, -1]
-        cache = SlotCache.empty(policy.model.config.num_hidden_layers, forest.sources_LW.shape[1])
-        hidden_ND = backbone.lines(batch, forest, policy.adapter, read=last_B, past_key_values=cache, use_cache=True)
-        cache.spread(aligned_BT, room=room)
-        return hidden_ND[last_B], cache
+            hidden_ND = backbone.hidden(batch, policy.adapter, **more).flatten(0, 1)
+        else:
+            hidden_ND = backbone.lines(batch, forest, policy.adapter, **more)
+        number = {prompt: number for number, prompt in enumerate(distinct)}
+        which_B = torch.tensor([number[tuple(row.ids)] for row in rows], device=ids.device)
+        return hidden_ND[last_B[which_B]], lines, places_BT[which_B]
 
     def _step(self, slots: Slots, params: SamplingParams, head: Head) -> None:
         """Run the trunk on the newest tokens, and draw the next one of every row."""
@@ -331,3 +336,18 @@ class Engine:
         if params.stop and sample.finish == "stop":
             text = self._stops(params.stop).before(sample.ids)
         return Generation(prompt, sample.prompt_ids, sample.ids, sample.logprobs, text.strip(), sample.finish)
+
+
+def prompts_at_once(rows: Sequence[Row], tokens: int) -> Iterator[list[int]]:
+    """Numbers of neighbours whose prompts are read together: at most `tokens` tokens, what comes again read once."""
+    part: list[int] = []
+    held = 0
+    for number, row in enumerate(rows):
+        new = 0 if part and rows[part[-1]].ids == row.ids else len(row.ids)
+        if part and new and held + new > tokens:
+            yield part
+            part, held, new = [], 0, len(row.ids)
+        part.append(number)
+        held += new
+    if part:
+        yield part

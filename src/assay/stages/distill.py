@@ -44,7 +44,8 @@ def run(config: DistillConfig, inputs: StageInputs, ctx: RunContext) -> dict[str
     student, teacher = load_pair(config, inputs, ctx)
     divergence = divergence_of(config)
     renderer = student.renderer(inputs.template, config.max_length)
-    engines = {policy: Engine(policy, renderer, max_batch=config.batch_size) for policy in (student, teacher)}
+    at_once = config.decode_batch or config.batch_size
+    engines = {policy: Engine(policy, renderer, max_batch=at_once) for policy in (student, teacher)}
 
     def sample(policy: Policy, prompts: Sequence[Prompt], *purpose: str | int) -> list[Generation]:
         return collect.sample(engines[policy], prompts, config.sampling, rng.derive(ctx.seed, *purpose))

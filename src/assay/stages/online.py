@@ -88,8 +88,9 @@ class Online:
         self.config, self.inputs, self.ctx = config, inputs, ctx
         self.roles, self.optimizers = roles, optimizers
         renderer = roles.policy.renderer(inputs.template, config.max_length)
-        self.engine = Engine(roles.policy, renderer, max_batch=config.batch_size)
-        self.sampler = Engine(roles.policy, renderer, max_batch=config.batch_size, weights=config.rollout_weights)
+        rows = config.decode_batch or config.batch_size
+        self.engine = Engine(roles.policy, renderer, max_batch=rows)
+        self.sampler = Engine(roles.policy, renderer, max_batch=rows, weights=config.rollout_weights)
         self.reward = LearnedReward(roles.reward, batch_size=config.batch_size)
         prompts = inputs.data.prompts
         self.validation, self.test = prompts.validation[: config.evaluation_prompts], prompts.test

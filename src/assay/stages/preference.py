@@ -55,7 +55,7 @@ def run(config: PreferenceConfig, inputs: StageInputs, ctx: RunContext) -> dict[
     drop_dropout(policy.model)  # or the policy would not start as its reference
     policy.model.train(config.gradient_checkpointing)
     renderer = policy.renderer(inputs.template, config.max_length)
-    engine = Engine(policy, renderer, max_batch=config.batch_size)
+    engine = Engine(policy, renderer, max_batch=config.decode_batch or config.batch_size)
     reward = reward_of(config, inputs, ctx)
 
     def answer(reference: Policy) -> Rollouts:

@@ -16,13 +16,14 @@ BLOCK = 20 * 2**20
 
 
 def faults_of_steps(steps: int = 4) -> int:
-    """Page faults of some steps that take and free the same blocks, after one to warm up."""
+    """Page faults of some steps that take and free the same blocks, after as many to warm up."""
 
     def step() -> None:
         held = [torch.ones(BLOCK // 4) for _ in range(4)]
         held.clear()
 
-    step()
+    for _ in range(steps):
+        step()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(steps):
         step()

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from assay.doctor import data, direct, labels, machine, policy, probes, reward, sft, tokens
+from assay.doctor import data, direct, labels, machine, policy, probes, recipe, reward, sft, tokens
 from assay.doctor.detector import examine
 from assay.doctor.finding import Diagnosis, Finding
 from assay.doctor.read import read
 
-FAMILIES = (data, labels, tokens, machine, sft, reward, policy, direct, probes)
+FAMILIES = (data, labels, tokens, machine, recipe, sft, reward, policy, direct, probes)
 """Every file of detectors: importing one enters what it has."""
 
 

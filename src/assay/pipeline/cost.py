@@ -98,7 +98,7 @@ class Estimator:
         wall = self._seconds(step, config, work.once) + work.cycles * cycle
         return Estimate(policy.parameters, sizes.trained, memory_mb, cycle / work.updates if count else None, wall)
 
-    def that_fit(self, step: Step, count: int, limit_mb: float) -> Iterator[str]:
+    def that_fit(self, step: Step, count: int, limit_mb: float) -> Iterator[dict[str, str]]:
         """Settings of the stage, each tried by this estimate, with which it would fit; all of them if none will."""
         assert step.node is not None
         config, together = step.node.config, {}
@@ -110,7 +110,7 @@ class Estimator:
             for changes in ({name: value}, dict(together)):
                 estimate = self.of(step, count, config=config.model_copy(update=changes))
                 if estimate and estimate.memory_mb <= limit_mb:
-                    yield ", ".join(f"{step.id}.{key}={_written(new)}" for key, new in changes.items())
+                    yield {f"{step.id}.{key}": _written(new) for key, new in changes.items()}
                     break
 
     # Who takes part

@@ -6,7 +6,8 @@ Parameters are exact: the models are built without storage. Memory and time are 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from assay.stages.config import (
 )
 
 if TYPE_CHECKING:
-    from assay.pipeline.cost import Estimator
+    from assay.pipeline.cost import Estimate, Estimator
 
 CHARACTERS_PER_TOKEN = 4
 
@@ -56,30 +57,58 @@ def plan(named: NamedRecipe, request: Request) -> dict[str, Any]:
     }
 
 
-def check_memory(named: NamedRecipe, steps: Sequence[Step], store: Store, data: Prepared) -> Estimator:
-    """UsageError, before any model is loaded, for the stages still to make that would not fit, with what would."""
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a stage still to make would take, and where that is too much, settings with which it would fit."""
+
+    step: Step
+    estimate: Estimate
+    there_mb: float
+    fit: Sequence[Mapping[str, str]] = ()
+
+    @property
+    def fits(self) -> bool:
+        return self.estimate.memory_mb <= self.there_mb
+
+
+def estimator_of(named: NamedRecipe, steps: Sequence[Step], data: Prepared) -> Estimator:
+    """The estimator of these steps on the recipe's device."""
     from assay.pipeline.cost import Estimator
 
     device = environment.device(named.recipe.device)
-    estimator = Estimator(
+    return Estimator(
         {step.id: step for step in steps},
         data,
         named.recipe.model.template,
         device=device,
         process_mb=0 if device.startswith("cuda") else environment.resident_mb(),
     )
-    there = environment.memory_mb(device)
-    for step in steps:
+
+
+def memory_needs(estimator: Estimator, store: Store) -> Iterator[Need]:
+    """Of every stage still to make whose model is here."""
+    there = environment.memory_mb(estimator.device)
+    for step in estimator.steps.values():
         if step.node is None or store.get(step.identity.id):
             continue
-        count = optimizer_steps(step.node.config, data)
+        count = optimizer_steps(step.node.config, estimator.data)
         estimate = estimator.of(step, count)
-        if estimate and estimate.memory_mb > there:
-            fit = list(estimator.that_fit(step, count, there))
-            raise UsageError(
-                f"{step.id} would need about {estimate.memory_mb:,.0f} MB of memory, and there are {there:,.0f} MB",
-                hint=f"this would fit: {'; or '.join(fit)}" if fit else "it needs a smaller model or a larger machine",
+        if estimate:
+            short = estimate.memory_mb > there
+            yield Need(step, estimate, there, tuple(estimator.that_fit(step, count, there)) if short else ())
+
+
+def check_memory(named: NamedRecipe, steps: Sequence[Step], store: Store, data: Prepared) -> Estimator:
+    """UsageError, before any model is loaded, for the first stage still to make that would not fit, with what would."""
+    estimator = estimator_of(named, steps, data)
+    for need in memory_needs(estimator, store):
+        if not need.fits:
+            would = (", ".join(f"{key}={value}" for key, value in fit.items()) for fit in need.fit)
+            hint = (
+                f"this would fit: {'; or '.join(would)}" if need.fit else "it needs a smaller model or a larger machine"
             )
+            needed = f"{need.estimate.memory_mb:,.0f} MB of memory, and there are {need.there_mb:,.0f} MB"
+            raise UsageError(f"{need.step.id} would need about {needed}", hint=hint)
     return estimator
 
 

@@ -96,4 +96,4 @@ def test_no_shipped_recipe_is_red(name: str, monkeypatch: pytest.MonkeyPatch) ->
     given = json.loads(out)
     found = [finding["mode"] for finding in given["findings"]]
     assert set(found) <= ({"no-anchor"} if name == "overoptimisation" else set())  # which is so on purpose
-    assert any("on the hub" in unchecked["why"] for unchecked in given["unchecked"]) == (name in OFFLINE)
+    assert any("asks the hub" in unchecked["why"] for unchecked in given["unchecked"]) == (name in OFFLINE)

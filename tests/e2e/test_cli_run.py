@@ -19,20 +19,20 @@ RECIPE = """\
 # Every stage on the world, very small.
 data: {world: frontdesk, documents: 200, demonstrations: 60, preferences: 80}
 stages:
-  - pretrain: {layers: 1, width: 32, heads: 2, vocabulary: 400, batch_size: 16, max_length: 96, checkpoint_every: 3}
-  - sft: {epochs: 2, batch_size: 8, max_length: 96, checkpoint_every: 2}
-  - reward: {batch_size: 8, max_length: 96, checkpoint_every: 2}
+  - pretrain: {layers: 1, width: 32, heads: 2, vocabulary: 400, batch_size: 16, max_length: 136, checkpoint_every: 3}
+  - sft: {epochs: 2, batch_size: 8, max_length: 136, checkpoint_every: 2}
+  - reward: {batch_size: 8, max_length: 136, checkpoint_every: 2}
   - ppo:
       lora: {r: 4}
       episodes: 96
       batch_size: 16
       inner_epochs: 1
-      max_length: 96
+      max_length: 136
       checkpoint_every: 1
       evaluate_every: 2
       evaluation_prompts: 8
       sampling: {max_new_tokens: 8}
-  - evaluate: {prompts: 16, max_length: 96, sampling: {max_new_tokens: 8}}
+  - evaluate: {prompts: 16, max_length: 136, sampling: {max_new_tokens: 8}}
 """
 STAGES = ("pretrain", "sft", "reward", "ppo", "evaluate")
 REWARD_METRICS = """

@@ -91,9 +91,19 @@ def lines(given: Examination) -> Iterator[str]:
         yield f"\nnote: {note}"
     if diagnosis.unchecked:
         yield "\nnot checked:"
-        for why in dict.fromkeys(f"{unchecked.where}: {unchecked.why}" for unchecked in diagnosis.unchecked):
-            names = [u.mode.name for u in diagnosis.unchecked if f"{u.where}: {u.why}" == why]
-            yield f"  {', '.join(dict.fromkeys(names))}: {why}"
+        for (why, names), places in unchecked(diagnosis).items():
+            yield f"  {', '.join(places)}: {why} ({', '.join(names)})"
+
+
+def unchecked(diagnosis: Diagnosis) -> dict[tuple[str, tuple[str, ...]], list[str]]:
+    """The reason and the modes, with every place where both are the same."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for one in diagnosis.unchecked:
+        reasons.setdefault((one.where, one.why), []).append(one.mode.name)
+    together: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (where, why), names in reasons.items():
+        together.setdefault((why, tuple(dict.fromkeys(names))), []).append(where)
+    return together
 
 
 def told(number: int, cause: Finding, diagnosis: Diagnosis) -> Iterator[str]:

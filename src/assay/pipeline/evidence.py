@@ -97,10 +97,9 @@ def data_of(gathered: Gathered, named: NamedRecipe, steps: Sequence[Step], store
     config, found = named.recipe.data, store.get(steps[0].identity.id) if steps else None
     if found:
         return Prepared.load(found.folder)
-    remote = [path for source in sources(config) for path in source.paths if hub.is_hub_id(path)]
+    remote = dict.fromkeys(path for source in sources(config) for path in source.paths if hub.is_hub_id(path))
     if remote:
-        why = f"{', '.join(remote)} is on the hub: a run fetches it, this does not"
-        gathered.leave_out("data", why, Data, Reading, Tokens, Prompts)
+        gathered.leave_out("data", _on_the_hub(", ".join(remote)), Data, Reading, Tokens, Prompts, Memory, Disk)
         return None
     try:
         small = sample_of(config)
@@ -110,7 +109,7 @@ def data_of(gathered: Gathered, named: NamedRecipe, steps: Sequence[Step], store
             assert isinstance(config, FileData)
             gathered.evidence.append(Reading.files(source, config.clean, named.recipe.seed))
         raise
-    if small != config:
+    if small != config and data.report.get("rows", ROWS) >= ROWS:  # else every row of the files was looked at
         gathered.notes.append(f"of the data a sample was looked at: {_in_words(small)}")
     return data
 
@@ -306,6 +305,9 @@ class _Stages:
         estimator = estimator_of(self.named, list(self.steps.values()), self.data)
         needs = list(memory_needs(estimator, self.store))
         most = max(needs, key=lambda need: need.estimate.memory_mb, default=None)
+        for step in self.to_make:
+            if step.id not in {need.step.id for need in needs}:
+                self.gathered.leave_out(step.id, "its model is not here", Memory)
         free_mb = environment.free_mb(self.device)
         for need in needs:
             if not need.fits or need is most:
@@ -377,4 +379,4 @@ def _here(model: str) -> bool:
 
 
 def _on_the_hub(name: object) -> str:
-    return f"{name} is on the hub: a run fetches it, this does not"
+    return f"{name} is not here: a run asks the hub for it, this does not"

@@ -90,7 +90,8 @@ def test_a_run_leaves_a_report_a_resolved_recipe_and_whole_artifacts(whole: tupl
     runs, out = whole
     summary = json.loads(out)
     folder = Path(summary["dir"])
-    assert sorted(file.name for file in folder.iterdir()) == ["recipe.yaml", "report.html", "run.lock", "summary.json"]
+    written = ["before.json", "recipe.yaml", "report.html", "run.lock", "summary.json"]
+    assert sorted(file.name for file in folder.iterdir()) == written
     assert (folder / "report.html").stat().st_size > 10_000
     for stage in summary["stages"].values():
         artifact = runs / "artifacts" / stage["artifact"]

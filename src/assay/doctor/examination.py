@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from assay.doctor import data, direct, labels, machine, outcome, policy, probes, reward, sft, tokens
+from assay.doctor import data, direct, labels, machine, outcome, policy, probes, recipe, reward, sft, tokens
 from assay.doctor.detector import ODD, Evidence, examine
 from assay.doctor.finding import VERDICTS, Diagnosis, Finding
 from assay.doctor.log import Log
 from assay.doctor.read import read
 
-FAMILIES = (data, labels, tokens, machine, sft, reward, policy, direct, probes, outcome)
+FAMILIES = (data, labels, tokens, machine, recipe, sft, reward, policy, direct, probes, outcome)
 """Every file of detectors: importing one enters what it has."""
 
 

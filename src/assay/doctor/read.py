@@ -113,7 +113,7 @@ def read(path: Path) -> Found:
         return read_trl(path)
     raise UsageError(
         f"{path} is no run, no {STATE} and no .csv of metrics",
-        hint="give the folder that `assay run` named, a folder that TRL wrote, or a table with one metric a column",
+        hint="give a recipe, a folder that `assay run` or TRL wrote, or a table with one metric a column",
     )
 
 

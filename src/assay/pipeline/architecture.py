@@ -36,7 +36,7 @@ class Architectures:
 
     def shape(self, step: Step, role: str = "") -> Any:
         """transformers' configuration of the stage's model, or of one of its roles; None where it is not here."""
-        origin = self._origin(step, role)
+        origin = self.origin(step, role)
         if isinstance(origin, PretrainConfig):
             settings = {name: getattr(origin, name) for name in ("layers", "width", "heads", "max_length")}
             return new_shape(origin.architecture, **settings, vocabulary=origin.vocabulary)
@@ -48,7 +48,7 @@ class Architectures:
 
     def tokenizer(self, step: Step) -> Any:
         """Its own; where there is none yet, one trained on the data's text."""
-        origin = self._origin(step)
+        origin = self.origin(step)
         words = origin.vocabulary if isinstance(origin, PretrainConfig) else WORDS
         key = origin if isinstance(origin, str) else f"{words} words"
         if key not in self._tokenizers and isinstance(origin, str):
@@ -58,6 +58,10 @@ class Architectures:
             texts = list((self.data.text or training_dialogues(self.data))[:TEXTS])
             self._tokenizers[key] = train_tokenizer(texts, words)
         return self._tokenizers[key]
+
+    def origin(self, step: Step, role: str = "") -> PretrainConfig | str:
+        """Where the weights of a stage's model, or of one of its roles, begin."""
+        return self._origin(self._source(step, role), step)
 
     def stands_on(self, step: Step) -> bool:
         """Whether the stage's reward model will be an adapter on the very model that the stage starts from."""

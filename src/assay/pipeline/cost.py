@@ -119,8 +119,8 @@ class Estimator:
         environment.give_back()
         self.process_mb = environment.resident_mb()
 
-    def that_fits(self, step: Step, count: int, limit_mb: float) -> dict[str, Any]:
-        """Settings of the stage with which its estimate is within the limit, as few as will do; {} if none are."""
+    def that_fits(self, step: Step, count: int, limit_mb: float) -> dict[str, str]:
+        """Settings, as the command line takes them, with which the stage is within the limit; {} where none are."""
         assert step.node is not None
         config, changes = step.node.config, dict[str, Any]()
 
@@ -134,7 +134,7 @@ class Estimator:
                 for least in list(changes):
                     fewer = {name: new for name, new in changes.items() if name != least}
                     changes = fewer if fewer and fits(fewer) else changes
-                return changes
+                return {f"{step.id}.{name}": written(value) for name, value in changes.items()}
         return {}
 
     # Who takes part

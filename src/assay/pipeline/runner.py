@@ -30,6 +30,8 @@ from assay.pipeline.recipe import NamedRecipe
 from assay.pipeline.steps import DATA, Step, steps
 from assay.tracking import sinks
 
+BEFORE = "before.json"
+"""What the doctor found before anything was computed, in the run's folder."""
 Stage = Callable[[Any, Any, Any], Mapping[str, Any]]
 """`run(config, inputs, ctx) -> metrics` of a stage."""
 
@@ -58,11 +60,13 @@ def show_plots(to: Sequence[sinks.Sink], kind: str, folder: Path) -> None:
     plots.show(to, kind, folder)
 
 
-def check_memory(named: NamedRecipe, steps: Sequence[Step], store: Store, data: Prepared) -> None:
-    """UsageError for a stage that cannot fit into memory; torch is imported now."""
-    from assay.pipeline import plan
+def check_up(
+    named: NamedRecipe, steps: Sequence[Step], store: Store, data: Prepared, folder: Path, request: Request
+) -> None:
+    """UsageError where the doctor finds the run broken before it begins; torch is imported now."""
+    from assay.pipeline import checkup
 
-    plan.check_memory(named, steps, store, data)
+    checkup.before_run(named, steps, store, data, folder, request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,9 @@ class Request:
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
     stage: Callable[[str], Stage] = load_stage
     report: Callable[[Path], object] = write_report
-    fits: Callable[[NamedRecipe, Sequence[Step], Store, Prepared], None] = check_memory
+    before: Callable[[NamedRecipe, Sequence[Step], Store, Prepared, Path, Request], None] = check_up
+    despite: Sequence[str] = ()
+    """Modes that the doctor may find without the run being refused."""
 
 
 def run(named: NamedRecipe, request: Request) -> dict[str, Any]:
@@ -99,7 +105,7 @@ def run(named: NamedRecipe, request: Request) -> dict[str, Any]:
                 raise Interrupted(f"stopped before {step.id}; what is finished is kept")
             run_of.step(step)
             if step.node is None:
-                request.fits(named, plan, store, Prepared.load(run_of.artifacts[DATA].folder))
+                request.before(named, plan, store, Prepared.load(run_of.artifacts[DATA].folder), folder, request)
         run_of.write_summary()
         request.report(folder)
     return run_of.summary()

@@ -12,7 +12,7 @@ from assay.config import Config
 from assay.data import hub
 from assay.data.config import FileData, FileSource
 from assay.errors import AssayError
-from assay.models.locate import locate
+from assay.models.locate import HUB_ID, locate
 from assay.pipeline.artifacts import Identity, fingerprint
 from assay.pipeline.graph import Node, Source, references
 from assay.pipeline.recipe import NamedRecipe
@@ -73,7 +73,7 @@ def data_hashes(data: Config) -> dict[str, str]:
 
 def is_hub_id(path: str) -> bool:
     """Whether a model would come from the hub."""
-    return path != "embedded" and not path.startswith("package:") and not Path(path).exists()
+    return path != "embedded" and bool(HUB_ID.fullmatch(path)) and not Path(path).exists()
 
 
 def _source_id(source: Source, made: Mapping[str, Step], fetch: bool) -> str:

@@ -20,7 +20,7 @@ from assay.pipeline.artifacts import Store
 from assay.pipeline.footprint import LiveBytes, Model, taken
 from assay.pipeline.inputs import prepare
 from assay.pipeline.recipe import load_recipe
-from assay.pipeline.runner import Request, check_memory, run, selected
+from assay.pipeline.runner import Request, check_up, run, selected
 from assay.pipeline.workload import Pass, decoded
 
 WIDTH, WORDS, INNER, BLOCKS = 32, 100, 80, 3
@@ -192,5 +192,5 @@ def test_a_run_that_cannot_fit_ends_before_its_first_stage(tmp_path: Path, monke
     monkeypatch.setattr(environment, "memory_mb", lambda device: 100)
     fakes = Fakes()
     with pytest.raises(UsageError, match="pretrain would need"):
-        run(load_recipe(str(file), [f"runs_dir={tmp_path / 'runs'}"]), fakes.request(fits=check_memory))
+        run(load_recipe(str(file), [f"runs_dir={tmp_path / 'runs'}"]), fakes.request(before=check_up))
     assert fakes.called == []

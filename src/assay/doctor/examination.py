@@ -9,7 +9,7 @@ from typing import Any
 
 from assay.doctor import data, direct, labels, machine, policy, probes, reward, sft, tokens
 from assay.doctor.detector import examine
-from assay.doctor.finding import Diagnosis, Finding
+from assay.doctor.finding import Diagnosis
 from assay.doctor.read import read
 
 FAMILIES = (data, labels, tokens, machine, sft, reward, policy, direct, probes)
@@ -33,7 +33,7 @@ class Examination:
             "verdict": self.diagnosis.verdict,
             "looked_at": list(self.stages),
             "findings": [
-                {**_facts(cause), "consequences": [_facts(found) for found in self.diagnosis.consequences_of(cause)]}
+                {**cause.facts(), "consequences": [found.facts() for found in self.diagnosis.consequences_of(cause)]}
                 for cause in causes
             ],
             "unchecked": [
@@ -48,18 +48,3 @@ def examination(path: Path) -> Examination:
     """Of a run, a foreign trainer's history or a table of metrics. UsageError where it is none of these."""
     found = read(path)
     return Examination(str(path), [log.where for log in found.logs], examine(found.logs), found.notes)
-
-
-def _facts(finding: Finding) -> dict[str, Any]:
-    return {
-        "mode": finding.mode.name,
-        "title": finding.mode.title,
-        "where": finding.where,
-        "severity": finding.severity,
-        "sureness": finding.sureness,
-        "evidence": finding.evidence,
-        "cause": finding.explanation,
-        "cure": finding.advice,
-        "change": dict(finding.change),
-        "page": finding.mode.page,
-    }

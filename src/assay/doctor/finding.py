@@ -56,6 +56,8 @@ class Finding:
     cure: str = ""
     change: Mapping[str, Any] = field(default_factory=dict)
     """The cure as settings: configuration key → value."""
+    fatal: bool = False
+    """Beyond use: a run that shows it again has nothing to win by going on (monitor.py)."""
 
     @property
     def explanation(self) -> str:
@@ -64,6 +66,21 @@ class Finding:
     @property
     def advice(self) -> str:
         return self.cure or self.mode.cure
+
+    def facts(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "mode": self.mode.name,
+            "title": self.mode.title,
+            "where": self.where,
+            "severity": self.severity,
+            "sureness": self.sureness,
+            "evidence": self.evidence,
+            "cause": self.explanation,
+            "cure": self.advice,
+            "change": dict(self.change),
+            "page": self.mode.page,
+        }
 
     @property
     def weight(self) -> tuple[int, int]:

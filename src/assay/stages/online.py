@@ -33,6 +33,8 @@ from assay.types import Prompt
 
 EXACT = 1e-5
 """Nats within which two log-probabilities of a token are the same number, rounded in another order."""
+RAISE, LEAST_KL_COEF = 2.0, 0.05
+"""Of β, with every correction: twice what it was, and at least the default."""
 
 
 @dataclass
@@ -97,6 +99,8 @@ class Online:
         self.before_test = self.sample(self.test, "test")
         self.start, self.best, saved = loop.restore(ctx, optimizers)
         self.state = State(**saved) if saved else self._fresh_state()
+        for _ in range(ctx.remedy.here):
+            self.state.kl_coef = max(LEAST_KL_COEF, RAISE * self.state.kl_coef)
         self.penalty = kl_controller(config, self.state.kl_coef, self.start)
         self.began = time.perf_counter()
 

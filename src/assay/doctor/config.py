@@ -17,6 +17,6 @@ class DoctorConfig(Config):
     act: Act = Field(
         default="stop",
         description="where a stage is broken beyond use (NaN, runaway KL or loss, collapsed entropy): say so, stop it "
-        "with a checkpoint, or correct it: back to its best weights or last checkpoint, a third of the learning rate, "
-        "twice the KL weight; three times at most, then stop",
+        "with a checkpoint, or correct it: back to the newest checkpoint from before the trouble, a third of the "
+        "learning rate, twice the KL weight; three times at most, then stop",
     )

@@ -118,7 +118,7 @@ class Monitor:
             certain = finding.sureness == "certain"
             if self.fatal is None and (certain or self._again(name)):
                 first = self._seen.get(name, self._lines)
-                self.fatal, self.sound = finding, max(0, first - (1 if certain else window(first)))
+                self.fatal, self.sound = finding, first - 1 if certain else _before(first)
         return found
 
     def _worth_saying(self, finding: Finding) -> bool:
@@ -137,3 +137,8 @@ class Monitor:
 def window(lines: int) -> int:
     """How many of the last steps detectors judge."""
     return max(policy.LATE, lines // 4)
+
+
+def _before(first: int) -> int:
+    """The last step above suspicion, of trouble first seen at a step; 0 where nobody can have looked before."""
+    return first - window(first) if first > 2 * policy.LATE else 0

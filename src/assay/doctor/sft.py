@@ -65,11 +65,14 @@ def overfitting(log: Log) -> Iterator[Finding]:
 
 @detects(LOSS_BLOW_UP, kinds=("sft", "pretrain", "reward", "preference", "distill"))
 def loss_blow_up(log: Log) -> Iterator[Finding]:
-    """The mean of the last quarter, with its bound, against the median of the first steps: one odd batch is neither."""
+    """The mean of the last quarter, with its bound, against the first steps: their median, for one batch may be odd.
+
+    Where the second step already is lost, so is the median, and twice the first loss stands for it.
+    """
     loss = log["train/loss"]
     if len(loss) < 2 * LATE:
         raise Missing(f"{len(loss)} steps, and {2 * LATE} are needed")
-    values, start = late(loss), float(np.median(loss.head(LATE)))
+    values, start = late(loss), min(float(np.median(loss.head(LATE))), 2 * loss.first)
     if bounds(values)[0] > max(WORSE * start, start + LEAST):
         rate = None if log.foreign else learning_rate(log)
         yield Finding(

@@ -92,7 +92,7 @@ class Remedy:
     times: int = 0
     """Corrections so far: each lowers the learning rate for good."""
     here: int = 0
-    """Those that the last checkpoint does not know: β is raised, and the best weights are put back, now."""
+    """Those that the last checkpoint does not know of: β is raised, and what was best so far is forgotten, now."""
 
     @property
     def rate(self) -> float:

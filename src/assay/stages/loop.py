@@ -187,10 +187,7 @@ def save(ctx: RunContext, done: int, optimizers: Mapping[str, Optimizer], best: 
 
 
 def restore(ctx: RunContext, optimizers: Mapping[str, Optimizer]) -> tuple[int, Best, dict[str, Any]]:
-    """Inverse of `save`: the iteration to go on with, the best so far, the stage's own state; fresh ones at a start.
-
-    After a correction the policy goes on from its best weights.
-    """
+    """Inverse of `save`: the iteration to go on with, the best so far, the stage's own state; fresh ones at a start."""
     saved = ctx.restore()
     for optimizer in optimizers.values():
         optimizer.factor = ctx.remedy.rate
@@ -200,10 +197,7 @@ def restore(ctx: RunContext, optimizers: Mapping[str, Optimizer]) -> tuple[int, 
     for role, optimizer in optimizers.items():
         optimizer.load(tensors, f"{role}/")
     weights = {name.removeprefix("best/"): tensor for name, tensor in tensors.items() if name.startswith("best/")}
-    best = Best(**state["best"], weights=weights)
-    if ctx.remedy.here and best.weights:
-        best.put_back(optimizers["policy"].parameters)
-    return done, best, state["state"]
+    return done, Best(**state["best"], weights=weights), state["state"]
 
 
 def pick(prompts: Sequence[T], count: int, iteration: int, seed: int) -> list[T]:

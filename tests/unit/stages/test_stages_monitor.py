@@ -19,6 +19,7 @@ from assay.pipeline.watch import Watch
 from assay.stages import loop, ppo, sft
 from assay.stages.config import OptimConfig, SFTConfig
 from assay.stages.context import Remedy, StageInputs
+from assay.stages.online import raised
 from assay.tracking.metrics import MetricsLine, read_metrics
 
 
@@ -44,7 +45,7 @@ def test_a_healthy_ppo_says_nothing_and_ends_with_the_same_weights(
     assert same(weights(tmp_path / "alone"), weights(tmp_path / "watched"))
 
 
-UNHELD = {"kl_target": 0.2, "kl_coef": 1e-6, "kl_horizon": 1e9, "checkpoint_every": 2, "evaluate_every": 4}
+UNHELD = {"kl_target": 0.05, "kl_coef": 1e-6, "kl_horizon": 1e9, "checkpoint_every": 2, "evaluate_every": 4}
 """A target that nothing holds."""
 
 
@@ -77,7 +78,7 @@ def test_a_ppo_whose_kl_runs_away_stops_and_one_that_may_correct_itself_ends_nea
     assert last["policy/learning_rate"] == pytest.approx(1e-2 * 3.0**-corrections)
     assert last["objective/kl_coef"] == pytest.approx(0.05 * 2 ** (corrections - 1), rel=1e-3)
     assert alone[-1].values["objective/kl_coef"] == pytest.approx(1e-6, rel=1e-3)
-    assert kl(mended) < 3 * 0.2 < kl(alone)
+    assert kl(mended) < kl(alone) / 2
 
 
 def test_an_sft_with_far_too_long_steps_mends_itself(base: Path, tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_an_sft_with_far_too_long_steps_mends_itself(base: Path, tmp_path: Path)
         batch_size=16,
         max_length=32,
         checkpoint_every=5,
-        optim=OptimConfig(learning_rate=10.0, schedule="constant", warmup=0.0),
+        optim=OptimConfig(learning_rate=0.3, schedule="constant", warmup=0.0),
     )
     inputs = StageInputs(toy_data(), str(base))
     watched(sft, config, inputs, tmp_path / "warn", "warn")
@@ -96,19 +97,20 @@ def test_an_sft_with_far_too_long_steps_mends_itself(base: Path, tmp_path: Path)
     assert mended.values["train/loss"] < alone.values["train/loss"] / 2
 
 
-def test_after_a_correction_a_policy_goes_on_from_its_best_weights_with_shorter_steps(tmp_path: Path) -> None:
+def test_a_corrected_stage_goes_on_from_its_checkpoint_with_shorter_steps(tmp_path: Path) -> None:
     weight = Parameter(torch.ones(2))
     config = OptimConfig(learning_rate=0.3, schedule="constant", warmup=0.0)
     optimizer = loop.Optimizer({"weight": weight}, config, 10)
-    best = loop.Best()
-    best.offer(1.0, 1, optimizer.parameters)
-    weight.data.fill_(5.0)
     ctx = Memory(tmp_path)
-    loop.save(ctx, 3, {"policy": optimizer}, best, {"kl_coef": 0.1})
-    for remedy, begins_at in ((Remedy(), 5.0), (Remedy(times=2, here=0), 5.0), (Remedy(times=2, here=1), 1.0)):
+    loop.save(ctx, 3, {"policy": optimizer}, loop.Best(), {"kl_coef": 0.1})
+    for remedy in (Remedy(), Remedy(times=2, here=0), Remedy(times=3, here=1)):
         ctx.remedy = remedy
-        done, again, state = loop.restore(ctx, {"policy": optimizer})
-        assert (done, again.objective, state) == (3, 1.0, {"kl_coef": 0.1})
-        assert weight.tolist() == [begins_at] * 2
+        done, _, state = loop.restore(ctx, {"policy": optimizer})
+        assert (done, state, weight.tolist()) == (3, {"kl_coef": 0.1}, [1.0, 1.0])
         weight.grad = torch.ones(2)
         assert optimizer.update(3)["learning_rate"] == pytest.approx(0.3 / 3**remedy.times)
+
+
+def test_every_correction_doubles_the_kl_weight_from_the_default_on() -> None:
+    assert [raised(0.0, times) for times in range(4)] == [0.0, 0.05, 0.1, 0.2]
+    assert raised(0.2, 2) == 0.8

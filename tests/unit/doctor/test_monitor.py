@@ -182,7 +182,7 @@ def test_what_is_not_vital_is_looked_for_within_its_share_of_the_time(monkeypatc
 
     def slow(evidence: Sequence[Log], detectors: Sequence[Any]) -> Any:
         nonlocal now, full
-        if len(detectors) > 2:
+        if len(detectors) > 5:  # more than the vital ones
             now, full = now + 10.0, full + 1
         return examine(evidence, detectors)
 

@@ -87,7 +87,7 @@ def test_an_sft_with_far_too_long_steps_mends_itself(base: Path, tmp_path: Path)
         batch_size=16,
         max_length=32,
         checkpoint_every=5,
-        optim=OptimConfig(learning_rate=0.3, schedule="constant", warmup=0.0),
+        optim=OptimConfig(learning_rate=3.0, schedule="constant", warmup=0.0),
     )
     inputs = StageInputs(toy_data(), str(base))
     watched(sft, config, inputs, tmp_path / "warn", "warn")

@@ -9,7 +9,7 @@ from typing import Any
 
 from assay.doctor import data, direct, labels, machine, outcome, policy, probes, recipe, reward, sft, tokens
 from assay.doctor.detector import ODD, Evidence, examine
-from assay.doctor.finding import VERDICTS, Diagnosis, Finding
+from assay.doctor.finding import VERDICTS, Diagnosis
 from assay.doctor.log import Log
 from assay.doctor.read import read
 
@@ -37,7 +37,7 @@ class Examination:
             "in_words": VERDICTS[self.diagnosis.verdict],
             "looked_at": list(self.stages),
             "findings": [
-                {**_facts(cause), "consequences": [_facts(found) for found in self.diagnosis.consequences_of(cause)]}
+                {**cause.facts(), "consequences": [found.facts() for found in self.diagnosis.consequences_of(cause)]}
                 for cause in causes
             ],
             "not_found": [{"mode": mode.name, "title": mode.title, "where": where} for mode, where in healthy],
@@ -70,19 +70,3 @@ def _readings(logs: Sequence[Log], notes: list[str]) -> Iterator[data.Reading]:
                 yield data.Reading.of(log.reports["report"], log.where)
             except ODD as error:
                 notes.append(f"{log.where}: report.json does not tell what was left out ({type(error).__name__})")
-
-
-def _facts(finding: Finding) -> dict[str, Any]:
-    return {
-        "mode": finding.mode.name,
-        "title": finding.mode.title,
-        "where": finding.where,
-        "severity": finding.severity,
-        "sureness": finding.sureness,
-        "evidence": finding.evidence,
-        "cause": finding.explanation,
-        "cure": finding.advice,
-        "change": dict(finding.change),
-        "page": finding.mode.page,
-        "guide": finding.mode.guide,
-    }

@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from assay.config import Config, Fault, check, did_you_mean, faults_error
 from assay.data.config import FileData
+from assay.doctor.config import DoctorConfig
 from assay.document import Document, KeyPath, dotted, read_file, split_override, write_yaml
 from assay.errors import ConfigError
 from assay.models.config import ModelConfig
@@ -94,6 +95,13 @@ class Recipe(Config):
         default_factory=list, description="where metrics go besides metrics.jsonl"
     )
 
+    doctor: DoctorConfig = Field(DoctorConfig(), description="what happens when a stage goes wrong")
+
+    @property
+    def corrects(self) -> bool:
+        """Whether monitors may change how a stage trains, and with it the weights."""
+        return self.doctor.act == "correct"
+
     def resolved(self) -> dict[str, Any]:
         """Every setting with its value, in the form a recipe file has."""
         plain = self.model_dump(mode="json")
@@ -116,7 +124,8 @@ class NamedRecipe:
     @property
     def run_dir(self) -> Path:
         """<runs_dir>/<name>-<hash8>: the same settings give the same folder, so that running again resumes."""
-        facts = self.recipe.model_dump(mode="json", exclude={"runs_dir", "track", "device"})
+        asked_only = {"runs_dir", "track", "device"} | ({"doctor"} if not self.recipe.corrects else set())
+        facts = self.recipe.model_dump(mode="json", exclude=asked_only)
         digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=4).hexdigest()
         return Path(self.recipe.runs_dir) / f"{self.name}-{digest}"
 

@@ -15,10 +15,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from assay.config import did_you_mean
 from assay.data.prepared import Prepared
+from assay.doctor.config import Act
 from assay.errors import Interrupted, UsageError
 from assay.pipeline import environment
 from assay.pipeline.artifacts import Artifact, Store, new_folder, storage_errors, write_json, write_text
@@ -29,6 +30,9 @@ from assay.pipeline.lock import locked
 from assay.pipeline.recipe import NamedRecipe
 from assay.pipeline.steps import DATA, Step, steps
 from assay.tracking import sinks
+
+if TYPE_CHECKING:
+    from assay.pipeline.watch import Watch
 
 BEFORE = "before.json"
 """What the doctor found before anything was computed, in the run's folder."""
@@ -67,6 +71,13 @@ def check_up(
     from assay.pipeline import checkup
 
     checkup.before_run(named, steps, store, data, folder, request)
+
+
+def watch(step: Step, folder: Path, act: Act, say: Callable[[str], None]) -> Watch:
+    """The monitor of a step; its libraries are imported now."""
+    from assay.pipeline.watch import Watch
+
+    return Watch(folder, kind=step.identity.kind, where=step.id, config=step.config, act=act, say=say)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +198,14 @@ class _Run:
                 sinks.started(recipe.track, self.folder, run=f"{self.folder.name}/{step.id}", config=dict(step.config))
             )
             ctx = stack.enter_context(
-                stage_context(folder, seed=step.identity.seed, device=device, mirrors=mirrors, stop=self.request.stop)
+                stage_context(
+                    folder,
+                    seed=step.identity.seed,
+                    device=device,
+                    mirrors=mirrors,
+                    watch=watch(step, folder, recipe.doctor.act, self.request.say),
+                    stop=self.request.stop,
+                )
             )
             metrics = self._work(step, ctx)
             if mirrors:
@@ -207,6 +225,7 @@ class _Run:
                 "started": started.isoformat(timespec="seconds"),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "wall_s": round(ctx.seconds, 2),
+                "monitor_s": round(ctx.watch.monitor.spent, 4),
                 "peak_rss_mb": self.memory.lap(),
             },
         )
@@ -219,7 +238,8 @@ class _Run:
             self.data = Prepared.load(self.artifacts[DATA].folder)
         folders = {name: artifact.folder for name, artifact in self.artifacts.items()}
         inputs = stage_inputs(self.named, step, folders, self.data, ctx.device)
-        return self.request.stage(step.node.kind)(step.node.config, inputs, ctx)
+        stage, config = self.request.stage(step.node.kind), step.node.config
+        return ctx.attempts(lambda: stage(config, inputs, ctx))
 
     def _data_hashes(self, step: Step, folder: Path) -> dict[str, str]:
         """Content hash of each purpose, as the data artifact reports them."""

@@ -16,6 +16,7 @@ from assay.models.locate import HUB_ID, locate
 from assay.pipeline.artifacts import Identity, fingerprint
 from assay.pipeline.graph import Node, Source, references
 from assay.pipeline.recipe import NamedRecipe
+from assay.stages.config.common import TrainingConfig
 
 DATA = "data"
 
@@ -56,6 +57,8 @@ def steps(named: NamedRecipe, wanted: Collection[str], *, fetch: bool = True) ->
         named_otherwise = {"id", "seed", "seeds", "encoder", *references(node.config)}
         unnamed = {key: value for key, value in settings.items() if key not in named_otherwise}
         unnamed["template"] = recipe.model.template
+        if recipe.corrects and isinstance(node.config, TrainingConfig):
+            unnamed["doctor"] = recipe.doctor.act  # may have changed the weights; the other choices cannot
         seed = rng.derive(recipe.seed, node.id) if node.config.seed is None else node.config.seed
         identity = Identity(node.kind, unnamed, inputs, seed=seed)
         made[node.id] = Step(node.id, identity, node, settings)

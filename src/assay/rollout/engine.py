@@ -22,7 +22,7 @@ from torch import Tensor
 from assay.algorithms.product import product
 from assay.data.pack import collate
 from assay.data.render import Renderer, Row
-from assay.errors import TrainingError, UsageError
+from assay.errors import NotFiniteError, UsageError
 from assay.models.int8 import Int8Linear, fits, in_int8
 from assay.models.policy import Policy
 from assay.models.tree_attention import stretches_of
@@ -309,7 +309,7 @@ class Engine:
             if sample.finish is not None:
                 continue
             if math.isnan(logprob):
-                raise TrainingError(
+                raise NotFiniteError(
                     "the next token has no probability: the policy's logits are not finite, or every token is banned",
                     hint="lower optim.learning_rate if this came with training; else look at sampling and the model",
                 )

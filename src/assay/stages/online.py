@@ -33,6 +33,8 @@ from assay.types import Prompt
 
 EXACT = 1e-5
 """Nats within which two log-probabilities of a token are the same number, rounded in another order."""
+RAISE, LEAST_KL_COEF = 2.0, 0.05
+"""Of β, with every correction: twice what it was, and at least the default."""
 
 
 @dataclass
@@ -99,6 +101,9 @@ class Online:
         self.start, self.best, saved = loop.restore(ctx, optimizers)
         self.state = State(**saved) if saved else self._fresh_state()
         self.done = self.start
+        self.state.kl_coef = raised(self.state.kl_coef, ctx.remedy.here)
+        if ctx.remedy.here:
+            self.best = loop.Best()  # what was best when the KL cost too little may be what went wrong
         self.penalty = kl_controller(config, self.state.kl_coef, self.start)
         self.began = time.perf_counter()
 
@@ -238,7 +243,8 @@ class Online:
             after = self.sample(self.validation, "validation")
             measured |= loop.numbers(compared.compare(self.before, after, self.inputs), prefix="eval/")
             gain = (measured["eval/reward_after"] - measured["eval/reward_before"]) / self.state.reward_std
-            self.best.offer(gain - config.kl_coef * measured["eval/kl"], done, self.roles.policy.parameters_trained())
+            price = raised(config.kl_coef, ctx.remedy.times)
+            self.best.offer(gain - price * measured["eval/kl"], done, self.roles.policy.parameters_trained())
         ctx.log(done, measured)
         self.progress.update(done, f"reward {measured['objective/reward']:+.2f}, KL {measured['objective/kl']:.2f}")
         every, total = config.checkpoint_every, config.iterations
@@ -267,6 +273,13 @@ class Online:
             "samples": self.state.samples,
             "episodes_per_s": self.state.episodes / self.state.seconds,
         }
+
+
+def raised(kl_coef: float, times: int) -> float:
+    """β after so many corrections."""
+    for _ in range(times):
+        kl_coef = max(LEAST_KL_COEF, RAISE * kl_coef)
+    return kl_coef
 
 
 def kl_controller(config: SamplingStageConfig, coef: float, done: int) -> FixedKL | AdaptiveKL | ScheduledKL:

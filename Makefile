@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare guard
+.PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare guard doctor-cost
 .PHONY: doctor-plots riddles
 .PHONY: bench bench-quick bench-where bench-quality bench-scaling bench-data preflight
 
@@ -84,6 +84,9 @@ doctor-plots: $(VENV)/.tools ## draw the injected faults, all or MODES="a b": do
 
 riddles: $(VENV)/.tools ## make five prior failures for real, ask the doctor, cure them: docs/doctor/riddles.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.riddles $(RIDDLES)
+
+doctor-cost: $(VENV)/.installed ## what the monitors of a run cost, as a share of a step: docs/results/doctor_cost.md
+	$(BIN)/python -m bench.monitor_cost
 
 bench: $(VENV)/.installed ## race TRL and transformers with the same work, DATA=folder of HH-RLHF: docs/results/bench.md
 	$(BIN)/python -m bench.race --data '$(DATA)'

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from assay.doctor import data, direct, labels, machine, outcome, policy, probes, reward, sft, tokens
+from assay.doctor import data, direct, labels, machine, outcome, policy, probes, recipe, reward, sft, tokens
 from assay.doctor.detector import ODD, Evidence, examine
-from assay.doctor.finding import VERDICTS, Diagnosis, Finding
+from assay.doctor.finding import VERDICTS, Diagnosis
 from assay.doctor.log import Log
 from assay.doctor.machine import Settings
 from assay.doctor.read import read
-from assay.errors import UsageError
 
-FAMILIES = (data, labels, tokens, machine, sft, reward, policy, direct, probes, outcome)
+FAMILIES = (data, labels, tokens, machine, recipe, sft, reward, policy, direct, probes, outcome)
 """Every file of detectors: importing one enters what it has."""
 
 
@@ -41,7 +40,7 @@ class Examination:
             "in_words": VERDICTS[self.diagnosis.verdict],
             "looked_at": list(self.stages),
             "findings": [
-                {**_facts(cause), "consequences": [_facts(found) for found in self.diagnosis.consequences_of(cause)]}
+                {**cause.facts(), "consequences": [found.facts() for found in self.diagnosis.consequences_of(cause)]}
                 for cause in causes
             ],
             "not_found": [{"mode": mode.name, "title": mode.title, "where": where} for mode, where in healthy],
@@ -59,9 +58,7 @@ class Examination:
 
 
 def examination(path: Path) -> Examination:
-    """Of a run, a foreign trainer's history or settings, or a table of metrics. UsageError where it is none of these."""
-    if path.is_file() and path.suffix in (".yaml", ".yml"):
-        return of_settings(path)
+    """Of a run, a foreign trainer's history or a table of metrics. UsageError where it is none of these."""
     found = read(path)
     notes: list[str] = [*found.notes]
     evidence: list[Evidence] = [*found.logs, *_readings(found.logs, notes)]
@@ -79,28 +76,6 @@ def _readings(logs: Sequence[Log], notes: list[str]) -> Iterator[data.Reading]:
 
 
 def of_settings(path: Path) -> Examination:
-    """Of another trainer's settings, as PyYAML hands them to it."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} is not readable: {error}", hint="give a file of YAML") from error
-    if not isinstance(values, Mapping):
-        raise UsageError(f"{path} holds no settings", hint="give a file of `key: value` lines")
-    settings = Settings.foreign(path.name, values)
+    """Of another trainer's settings, a map in a file of YAML, as PyYAML hands them to it."""
+    settings = Settings.foreign(path.name, yaml.safe_load(path.read_text(encoding="utf-8")))
     return Examination(str(path), [settings.where], examine([settings]), ())
-
-
-def _facts(finding: Finding) -> dict[str, Any]:
-    return {
-        "mode": finding.mode.name,
-        "title": finding.mode.title,
-        "where": finding.where,
-        "severity": finding.severity,
-        "sureness": finding.sureness,
-        "evidence": finding.evidence,
-        "cause": finding.explanation,
-        "cure": finding.advice,
-        "change": dict(finding.change),
-        "page": finding.mode.page,
-        "guide": finding.mode.guide,
-    }

@@ -72,6 +72,8 @@ class Finding:
     cure: str = ""
     change: Mapping[str, Any] = field(default_factory=dict)
     """The cure as settings: configuration key → value."""
+    fatal: bool = False
+    """Beyond use: a run that shows it again has nothing to win by going on (monitor.py)."""
 
     @property
     def explanation(self) -> str:
@@ -80,6 +82,22 @@ class Finding:
     @property
     def advice(self) -> str:
         return self.cure or self.mode.cure
+
+    def facts(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "mode": self.mode.name,
+            "title": self.mode.title,
+            "where": self.where,
+            "severity": self.severity,
+            "sureness": self.sureness,
+            "evidence": self.evidence,
+            "cause": self.explanation,
+            "cure": self.advice,
+            "change": dict(self.change),
+            "page": self.mode.page,
+            "guide": self.mode.guide,
+        }
 
     @property
     def weight(self) -> tuple[int, int]:

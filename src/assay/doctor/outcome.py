@@ -19,7 +19,7 @@ OFFLINE = ("preference", "bestof", "distill")
 POLICIES = ("ppo", "group", *OFFLINE)
 
 WORSE_THAN_BEFORE = Mode(
-    51,
+    58,
     "worse-than-before",
     "policy",
     "The answers are worse than before the training",
@@ -29,7 +29,7 @@ WORSE_THAN_BEFORE = Mode(
     outcome=True,
 )
 WRONG_REFUSALS = Mode(
-    52,
+    59,
     "wrong-refusals",
     "policy",
     "The wrong requests are refused",

@@ -17,7 +17,7 @@ import yaml
 
 from assay.doctor.log import Log
 from assay.errors import AssayError, UsageError
-from assay.tracking.metrics import MetricsLine, read_metrics
+from assay.tracking.metrics import MetricsLine, read_json_lines, read_metrics
 
 STATE = "trainer_state.json"
 REPORTS = ("accuracy", "evaluation", "report")
@@ -113,7 +113,7 @@ def read(path: Path) -> Found:
         return read_trl(path)
     raise UsageError(
         f"{path} is no run, no {STATE} and no .csv of metrics",
-        hint="give the folder that `assay run` named, a folder that TRL wrote, or a table with one metric a column",
+        hint="give a recipe, a folder that `assay run` or TRL wrote, or a table with one metric a column",
     )
 
 
@@ -133,6 +133,7 @@ def read_run(folder: Path) -> Found:
         artifact = working.name.removeprefix(".").removesuffix(".partial")
         if artifact not in known and (awaited is None or kind in awaited):
             notes.append(f"{kind} is not finished: only what it has logged so far is looked at")
+            _acted(kind, working / "findings.jsonl", notes)
             logs.append(Log.of(kind, f"{kind} (unfinished)", _lines(working / "metrics.jsonl", notes)))
     return Found(logs, tuple(notes))
 
@@ -201,10 +202,22 @@ def _stage(name: str, entry: Mapping[str, Any], folder: Path, notes: list[str]) 
     if not folder.is_dir():
         notes.append(f"{name}: its artifact {folder.name} is gone, so only the numbers of the summary are looked at")
         return Log(kind, name, final=final)
+    _acted(name, folder / "findings.jsonl", notes)
     manifest = _object(folder / "manifest.json", notes)
     reports = {file.stem: _object(file, notes) for file in sorted(folder.glob("*.json")) if file.stem in REPORTS}
     lines, config = _lines(folder / "metrics.jsonl", notes), _mapping(manifest.get("config"))
     return Log.of(kind, name, lines, final=final, reports=reports, config=config)
+
+
+def _acted(name: str, path: Path, notes: list[str]) -> None:
+    """What its monitor did to a stage, and why; what it only said, the log shows."""
+    try:
+        for row in read_json_lines(path):
+            if row["action"] != "said":
+                seen = f"{row['title']}: {row['evidence']}"
+                notes.append(f"{name} was {row['action']} at step {row.get('seen_at', row['step'])}: {seen}")
+    except (AssayError, KeyError) as error:
+        notes.append(f"{path.parent.name}/{path.name} is not readable: {error}")
 
 
 def _lines(path: Path, notes: list[str]) -> list[MetricsLine]:

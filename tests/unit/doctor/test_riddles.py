@@ -17,11 +17,9 @@ from assay import rng
 from assay.algorithms.masked import whiten
 from assay.algorithms.policy_loss import surrogate_loss
 from assay.doctor.detector import examine
-from assay.doctor.examination import examination
 from assay.doctor.finding import Diagnosis, Finding
 from assay.doctor.log import Log
 from assay.doctor.probes import logprobs
-from assay.errors import UsageError
 from assay.evaluation.preference import preference_report
 from assay.models.policy import load_policy
 from assay.rollout.config import SamplingParams
@@ -61,8 +59,8 @@ def test_the_script_stops_at_text_for_a_number_and_the_doctor_names_the_key(tmp_
 def test_a_file_without_settings_is_one_clear_error(tmp_path: Path, text: str):
     path = tmp_path / "train.yaml"
     path.write_text(text)
-    with pytest.raises(UsageError, match=r"train\.yaml"):
-        examination(path)
+    with pytest.raises(RuntimeError, match=r"ended with 2: error: .*train\.yaml"):
+        riddles.assay("doctor", str(path))
 
 
 # 2: ties

@@ -59,10 +59,6 @@ class Architectures:
             self._tokenizers[key] = train_tokenizer(texts, words)
         return self._tokenizers[key]
 
-    def origin(self, step: Step, role: str = "") -> PretrainConfig | str:
-        """Where the weights of a stage's model, or of one of its roles, begin."""
-        return self._origin(self._source(step, role), step)
-
     def stands_on(self, step: Step) -> bool:
         """Whether the stage's reward model will be an adapter on the very model that the stage starts from."""
         assert step.node is not None
@@ -74,7 +70,7 @@ class Architectures:
         lora = isinstance(made.config, RewardConfig) and made.config.lora is not None
         return lora and made.inputs["base"][0] == base
 
-    def _origin(self, step: Step, role: str = "") -> PretrainConfig | str:
+    def origin(self, step: Step, role: str = "") -> PretrainConfig | str:
         """Where the weights of a role, or of its base, begin: the settings of a pretrain stage, or a model's name."""
         assert step.node is not None
         inputs = step.node.inputs
@@ -82,4 +78,4 @@ class Architectures:
         if not found:
             assert isinstance(step.node.config, PretrainConfig)  # which begins with nothing
             return step.node.config
-        return found[0].name if found[0].outside else self._origin(self.steps[found[0].name])
+        return found[0].name if found[0].outside else self.origin(self.steps[found[0].name])

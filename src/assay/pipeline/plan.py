@@ -89,16 +89,16 @@ def estimator_of(named: NamedRecipe, steps: Sequence[Step], data: Prepared) -> E
 def memory_needs(estimator: Estimator, store: Store) -> Iterator[Need]:
     """Of every stage still to make whose model is here."""
     there = environment.memory_mb(estimator.device)
-    to_make = {
-        step: optimizer_steps(step.node.config, estimator.data)
+    to_make = [
+        (step, optimizer_steps(step.node.config, estimator.data))
         for step in estimator.steps.values()
         if step.node is not None and not store.get(step.identity.id)
-    }
-    for step, count in to_make.items():
+    ]
+    for step, count in to_make:
         estimator.of(step, count)
     if not estimator.device.startswith("cuda"):
         estimator.count_process()
-    for step, count in to_make.items():
+    for step, count in to_make:
         if estimate := estimator.of(step, count):
             need = Need(step, estimate, there)
             yield need if need.fits else replace(need, change=estimator.that_fits(step, count, there))

@@ -74,7 +74,7 @@ def load(recipe: Path, *overrides: str) -> NamedRecipe:
 
 class Said(list[str]):
     def request(self, learner: Learner, **changes: Any) -> Request:
-        quiet = {"report": lambda folder: None, "fits": lambda *run: None}
+        quiet = {"report": lambda folder: None, "before": lambda *run: None}
         return Request(stage=learner.stage, say=self.append, **{**quiet, **changes})
 
     def about(self, words: str) -> list[str]:

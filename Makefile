@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare guard
+.PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare guard doctor-trial
 .PHONY: bench bench-quick bench-where bench-quality bench-scaling bench-data preflight
 
 help: ## list the commands
@@ -77,6 +77,9 @@ hh_compare: $(VENV)/.installed ## the same on real preferences, DATA=folder of H
 guard: DATA := ../shared/data
 guard: $(VENV)/.installed ## broken responses caught and good ones flagged, DATA=folder of many sets: docs/results/guard.md
 	$(BIN)/python -m bench.guard '$(DATA)'
+
+doctor-trial: $(VENV)/.tools ## inject every fault and examine healthy runs: docs/results/doctor.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.doctor_trial
 
 bench: $(VENV)/.installed ## race TRL and transformers with the same work, DATA=folder of HH-RLHF: docs/results/bench.md
 	$(BIN)/python -m bench.race --data '$(DATA)'

@@ -1,0 +1,127 @@
+"""Puts the doctor on trial: fifty modes injected one at a time and in pairs, and healthy runs.
+
+    make doctor-trial                                  →  docs/results/doctor.md, docs/results/doctor.json
+    python -m bench.doctor_trial --only kl-blow-up     what is said of the cases so named, and nothing written
+
+What is finished is kept in .bench/doctor_trial/, by the code that it is about: a trial that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+
+import torch
+from bench import common
+from bench.doctor_trial import faults_data, faults_models, faults_policy, healthy, page, pairs
+from bench.doctor_trial.case import Case, Record, examined
+from bench.doctor_trial.fault import Fault
+
+HERE = Path(__file__).parent
+KEPT = common.ROOT / ".bench" / "doctor_trial"
+CODE = ("src/assay/**/*.py", "bench/doctor_trial/*.*", "tests/unit/stages/toy.py")
+"""What a record depends on; not the page that is made of them."""
+FAULTS: Sequence[Fault] = (*faults_data.FAULTS, *faults_models.FAULTS, *faults_policy.FAULTS)
+SEEDS = 3
+"""Of every fault."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="WORDS", help="cases whose name contains this")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"how often each fault is injected ({SEEDS})")
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (2)")
+    parser.add_argument("--results", type=Path, default=common.RESULTS)
+    asked = parser.parse_args()
+    wanted = [case for case in cases(asked.seeds).values() if (asked.only or "") in case.key]
+    if not wanted:
+        raise SystemExit(f'no case is named like "{asked.only}"')
+
+    facts = common.origin("make doctor-trial")
+    began = time.monotonic()
+    folder = KEPT / digest()
+    records = [record for case in finished(wanted, folder, asked.workers, asked.seeds) for record in case]
+    if asked.only:
+        return
+    facts["minutes"] = round((time.monotonic() - began) / 60, 1)
+    facts["processor_minutes"] = round(sum(record.seconds for record in records) / 60, 1)
+    common.write(asked.results / "doctor.md", page.text(facts, records))
+    common.write(asked.results / "doctor.json", json.dumps(page.numbers(facts, records), indent=1) + "\n")
+
+
+def cases(seeds: int) -> dict[str, Case]:
+    """All of them, the longest first."""
+    found = [*healthy.cases(), *pairs.cases()]
+    for seed in range(seeds):
+        found += [of_fault(number, fault, seed) for number, fault in enumerate(FAULTS)]
+    return {case.key: case for case in found}
+
+
+def of_fault(number: int, fault: Fault, seed: int) -> Case:
+    return Case(
+        "fault",
+        f"{number:02d}-{fault.mode}",
+        (fault.mode,),
+        fault.what,
+        seed,
+        lambda folder: {"": fault.evidence(folder)},
+    )
+
+
+def finished(wanted: Sequence[Case], folder: Path, workers: int, seeds: int) -> Iterator[list[Record]]:
+    """The records of every case, as they are there; those that are not kept yet are made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {case.key: folder / f"{case.key}.json" for case in wanted}
+    waiting = [key for key, path in kept.items() if not path.exists()]
+    print(f"{len(kept) - len(waiting)} of {len(kept)} cases are there; records in {folder}", flush=True)
+    for case in wanted:
+        if case.key not in waiting:
+            yield read(kept[case.key])
+    # fork would copy torch's thread pool in an unknown state
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread) as pool:
+        jobs = {pool.submit(_examined, key, seeds): key for key in waiting}
+        for number, job in enumerate(as_completed(jobs), len(kept) - len(waiting) + 1):
+            records = job.result()
+            write(kept[jobs[job]], records)
+            for record in records:
+                print(f"{number}/{len(kept)} {page.line(record)}", flush=True)
+            yield records
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _examined(key: str, seeds: int) -> list[Record]:
+    return examined(cases(seeds)[key])
+
+
+def read(path: Path) -> list[Record]:
+    return [Record.from_json(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def write(path: Path, records: Sequence[Record]) -> None:
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(json.dumps([record.to_json() for record in records], indent=1), encoding="utf-8")
+    unfinished.replace(path)
+
+
+@cache
+def digest() -> str:
+    """Of the code that decides what a record says."""
+    files = sorted(path for pattern in CODE for path in common.ROOT.glob(pattern) if path.name not in ("page.py",))
+    seen = hashlib.sha256()
+    for path in files:
+        seen.update(str(path.relative_to(common.ROOT)).encode() + b"\0" + path.read_bytes())
+    return seen.hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    main()

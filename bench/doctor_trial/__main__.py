@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import transformers
 from bench import common
 from bench.doctor_trial import faults_data, faults_models, faults_policy, healthy, page, pairs
 from bench.doctor_trial.case import Case, Record, examined
@@ -97,6 +98,7 @@ def finished(wanted: Sequence[Case], folder: Path, workers: int, seeds: int) -> 
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    transformers.logging.disable_progress_bar()
 
 
 def _examined(key: str, seeds: int) -> list[Record]:

@@ -98,7 +98,7 @@ def _record(case: Case, run: str, evidence: Sequence[Evidence], made: float) -> 
     whole = diagnosis([f for part in parts for f in part.findings], [u for part in parts for u in part.unchecked])
     findings = [Seen(f.mode.name, f.mode.family, f.severity, f.sureness, f.evidence) for f in whole.findings]
     causes = list(dict.fromkeys(finding.mode.name for finding in whole.causes))
-    answers = {name: answer(parts) for name, parts in said.items() if parts}
+    answers: dict[str, Answer] = {name: answer(parts) for name, parts in said.items() if parts}
     stands = standings(evidence)
     return Record(
         group=case.group,
@@ -107,7 +107,7 @@ def _record(case: Case, run: str, evidence: Sequence[Evidence], made: float) -> 
         what=case.what,
         seed=case.seed,
         run=run,
-        learnt="; ".join(learnt(one) for one in evidence if isinstance(one, Log)) if case.group == "healthy" else "",
+        learnt=next(learnt(one) for one in evidence if isinstance(one, Log)) if case.group == "healthy" else "",
         findings=findings,
         causes=causes,
         answers=answers,

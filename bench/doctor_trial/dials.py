@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from unittest.mock import patch
 
 from assay.doctor import data, direct, labels, machine, policy, probes, reward, sft, tokens
@@ -23,7 +24,7 @@ ROUNDS = 10
 class Dial:
     """A threshold of one detector, and the range in which it is turned."""
 
-    find: Find[Evidence]
+    find: Find[Any]
     name: str
     """The constant's, in the detector's file."""
     low: float

@@ -65,14 +65,26 @@ def cases() -> list[Case]:
 
 
 def toy(folder: Path, *, layers: int, width: int, batch: int) -> Runs:
-    """One-word answers, of which blue is the best; rates fall with the width, as Adam moves a state by rate · width."""
+    """One-word answers, of which blue is the best."""
     base = toy_model(folder / "base", layers=layers, width=width, seed=SEED.get())
     data = toy_data()
     data = replace(data, prompts=replace(data.prompts, test=ASKED))
-    slow = 64 / width
-    shared: dict[str, Any] = {"max_length": 32}
+    runs: Runs = {}
+    for kind, (stage, schema, settings) in stages_of(width, batch).items():
+        config = schema.model_validate(settings)
+        inputs = inputs_of(data, base if kind == "sft" else folder / "sft")
+        inputs = replace(inputs, reward=str(folder / "reward") if kind in ("ppo", "group") else None)
+        ctx = memory(folder / kind)
+        log = log_of(kind, config, ctx, stage.run(config, inputs, ctx))
+        runs[kind] = [log, *beside(kind, folder / kind, folder / "sft", data, 32)]
+    rows = faults_data.of_rows(faults_data.pairs(), folder)
+    return runs | {"sft": [*runs["sft"], *rows, *faults_data.resumed(folder / "resumed", lost=False)]}
+
+
+def stages_of(width: int, batch: int) -> Mapping[str, tuple[Any, Any, dict[str, Any]]]:
+    """Each with its settings; rates fall with the width, as Adam moves a state by rate · width."""
+    slow, shared = 64 / width, {"max_length": 32}
     online = {
-        **shared,
         "batch_size": batch,
         "minibatches": 2,
         "episodes": 24 * batch,
@@ -81,7 +93,7 @@ def toy(folder: Path, *, layers: int, width: int, batch: int) -> Runs:
         "sampling": {"max_new_tokens": 4},
         "optim": {"learning_rate": 1e-3 * slow, "schedule": "constant"},
     }
-    settings: Mapping[str, tuple[Any, Any, dict[str, Any]]] = {
+    stages = {
         "sft": (
             sft,
             SFTConfig,
@@ -90,7 +102,7 @@ def toy(folder: Path, *, layers: int, width: int, batch: int) -> Runs:
         "reward": (
             reward,
             RewardConfig,
-            {"epochs": 6, "batch_size": 10, "validate_every": 5, "optim": {"learning_rate": 3e-3 * slow}},
+            {"epochs": 8, "batch_size": 10, "validate_every": 8, "optim": {"learning_rate": 1e-3 * slow}},
         ),
         "ppo": (ppo, PPOConfig, {**online, "inner_epochs": 2, "value_warmup": 1}),
         "group": (group, GroupConfig, {**online, "method": "grpo", "group_size": 8}),
@@ -106,16 +118,7 @@ def toy(folder: Path, *, layers: int, width: int, batch: int) -> Runs:
             },
         ),
     }
-    runs: Runs = {}
-    for kind, (stage, schema, own) in settings.items():
-        config = schema.model_validate({**shared, **own})
-        inputs = inputs_of(data, base if kind == "sft" else folder / "sft")
-        inputs = replace(inputs, reward=str(folder / "reward") if kind in ("ppo", "group") else None)
-        ctx = memory(folder / kind)
-        log = log_of(kind, config, ctx, stage.run(config, inputs, ctx))
-        runs[kind] = [log, *beside(kind, folder / kind, folder / "sft", data, 32)]
-    rows = faults_data.of_rows(faults_data.pairs(), folder)
-    return runs | {"sft": [*runs["sft"], *rows, *faults_data.resumed(folder / "resumed", lost=False)]}
+    return {kind: (stage, schema, shared | own) for kind, (stage, schema, own) in stages.items()}
 
 
 # The embedded world.

@@ -49,21 +49,22 @@ def text(facts: Mapping[str, Any], records: Sequence[Record]) -> str:
             verdict(records),
             "\n## Fifty modes, one at a time\n\n",
             common.table(
-                ["", "mode", "injected", "named first", "same family", "named beside it"], fault_rows(records)
+                ["", "mode", "injected", "named first", "same family", "named beside it"], list(fault_rows(records))
             ),
             "\n## Two at once\n\n",
-            common.table(["modes", "injected", "named as causes", "both"], pair_rows(records)),
+            common.table(["modes", "injected", "named as causes", "both"], list(pair_rows(records))),
             "\n## Healthy runs\n\n",
-            common.table(["task", "seed", "run", "learnt", "findings"], healthy_rows(records)),
+            common.table(["task", "seed", "run", "learnt", "findings"], list(healthy_rows(records))),
             "\n## Every detector\n",
             DETECTED,
             "\n",
-            common.table(["detector", "modes", "detected", "false alarms"], detector_rows(records)),
+            common.table(["detector", "modes", "detected", "false alarms"], list(detector_rows(records))),
             "\n## Every threshold\n",
             LIMITS,
             "\n",
             common.table(
-                ["detector", "what is compared", "a finding", "worst healthy", "mildest faulty"], dial_rows(records)
+                ["detector", "what is compared", "a finding", "worst healthy", "mildest faulty"],
+                list(dial_rows(records)),
             ),
         ]
     )

@@ -48,7 +48,7 @@ def twice_and_cut(folder: Path) -> Sequence[Evidence]:
     tokens, *_ = faults_data.begin_twice(folder)
     assert isinstance(tokens, Tokens)
     long = [Demonstration(item.prompt, faults_data.spoken(chance(), 40)) for item in faults_data.items()]
-    return [replace(tokens, renderer=Renderer(tokens.renderer.tokenizer, max_length=40), items=long)]
+    return [replace(tokens, renderer=Renderer(tokens.renderer.tokenizer, max_length=60), items=long)]
 
 
 def swapped_and_adrift(folder: Path) -> Sequence[Evidence]:
@@ -70,14 +70,14 @@ def long_and_adrift(folder: Path) -> Sequence[Evidence]:
 
 
 def recited_without_end(folder: Path) -> Sequence[Evidence]:
-    """Thirty epochs on one answer a question, and the end is masked as the pad."""
+    """Sixty epochs on one answer a question, and the end is masked as the pad."""
     noise = chance()
     asked = (*QUESTIONS, *faults_models.ASKED)
     few = [Demonstration(question, noise.choice(COLOURS)) for question in asked]
     held = [Demonstration(question, colour) for question in faults_models.ASKED for colour in COLOURS]
     data = replace(toy_data(), demonstrations=Splits(few, held, held))
     with patch("assay.stages.causal.collate", faults_data.end_masked):
-        log = faults_models.sft_log(folder, data, epochs=30, validate_every=6)
+        log = faults_models.sft_log(folder, data, epochs=60, validate_every=12)
     return [log, faults_data.endings(folder / "sft", few)]
 
 

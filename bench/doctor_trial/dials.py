@@ -109,7 +109,7 @@ DIALS: tuple[Dial, ...] = (
     Dial(probes.reloaded, "ROUNDED", 1e-6, 1e6, "change of a score by a reload, in thousandths of the deviation"),
     Dial(probes.scores_of_a_pair, "CONSTANT", 1e-9, 1e3, "largest gap of a pair", above=False),
     Dial(probes.by_heart, "LEARNT", 1, 33, "pairs of 32 learnt by heart", above=False),
-    Dial(probes.labels_by_lot, "SURE", 1e-30, 0.05, "p of the lots known of held-out pairs", above=False),
+    Dial(probes.labels_by_lot, "SURE", 1e-12, 0.05, "p of the lots known of held-out pairs", above=False),
     # policy
     Dial(policy.negative_kl, "SIGNIFICANT", 1e-300, 1, "p of the most negative stretch", above=False),
     Dial(policy.kl_before_training, "START_KL", 1e-9, 1e3, "KL per token before the first step"),

@@ -44,11 +44,12 @@ def mis_split_and_leaked(folder: Path) -> Sequence[Evidence]:
 
 
 def twice_and_cut(folder: Path) -> Sequence[Evidence]:
-    """The template begins twice, and rows are shorter than most answers."""
+    """The template begins twice, and rows are shorter than some answers."""
     tokens, *_ = faults_data.begin_twice(folder)
     assert isinstance(tokens, Tokens)
-    long = [Demonstration(item.prompt, faults_data.spoken(chance(), 40)) for item in faults_data.items()]
-    return [replace(tokens, renderer=Renderer(tokens.renderer.tokenizer, max_length=60), items=long)]
+    rng = chance()
+    some = [Demonstration(item.prompt, faults_data.spoken(rng, rng.randint(4, 60))) for item in faults_data.items()]
+    return [replace(tokens, renderer=Renderer(tokens.renderer.tokenizer, max_length=60), items=some)]
 
 
 def swapped_and_adrift(folder: Path) -> Sequence[Evidence]:

@@ -330,13 +330,10 @@ class LastColumn(RewardModel):
     scores = last_column
 
 
-class InThePrompt(RewardModel):
-    scores = in_the_prompt
-
-
-def asks_the_prompt(folder: Path) -> list[Evidence]:
+def head_has_died(folder: Path) -> list[Evidence]:
     probe = reward_probe()
-    probe.model.__class__ = InThePrompt
+    with torch.no_grad():
+        probe.model.head.weight.zero_()
     return [probe]
 
 
@@ -501,7 +498,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("too-good-to-be-true", "the held-out pairs are those that are learnt", evaluates_on_train),
     Fault("head-lost", "the folder has no head", without_head),
     Fault("constant-scores", "the score is read at the end of the prompt", reads_the_prompt),
-    Fault("constant-scores", "a model whose score is read at the end of the prompt", asks_the_prompt),
+    Fault("constant-scores", "the head's weights are 0", head_has_died),
     Fault("score-drift", "65 is added to every score", far_from_zero),
     Fault("not-finite", "fp16 with activations of 1e5", overflows),
     Fault("not-finite", "a reward model in fp16 with activations of 1e5", scores_overflow),

@@ -133,6 +133,7 @@ def world(folder: Path) -> Runs:
     runs: Runs = {
         log.kind: [log, *beside(log.kind, said.artifact(log.where), said.artifact("sft"), data, 128)]
         for log in found.logs
+        if log.where != "data"
     }
     return runs | {"sft": [*runs["sft"], settings, Machine.of("sft", torch.float32), Data("data", data)]}
 

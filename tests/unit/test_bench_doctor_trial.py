@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.doctor_trial import __main__ as trial
-from bench.doctor_trial import dials, page
+from bench.doctor_trial import dials, page, trial
 from bench.doctor_trial.case import Case, Record, Seen, examined
 
 from assay.doctor import direct

@@ -18,7 +18,7 @@ from tests.unit.stages.toy import COLOURS, QUESTIONS, Memory, run_in_two_parts, 
 from tokenizers import normalizers
 
 from assay.data import pack
-from assay.data.config import FileData
+from assay.data.config import CleanConfig, FileData
 from assay.data.prepare import prepare_files
 from assay.data.prepared import Prepared, Splits
 from assay.data.render import Renderer, Row, encode_all
@@ -77,17 +77,19 @@ def dialogue(row: Record, side: str) -> str:
     return f"{first}\n\nHuman: Go on.\n\nAssistant: {row[side]}"
 
 
-def of_rows(rows: Sequence[Record], folder: Path) -> Sequence[Evidence]:
+def of_rows(rows: Sequence[Record], folder: Path, clean: CleanConfig | None = None) -> Sequence[Evidence]:
     """The rows through the loader: what was left out, what is left, and its tokens."""
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepared = prepare_files(FileData(path=str(path)), seed=SEED.get())
+    prepared = prepare_files(FileData(path=str(path), clean=clean or CleanConfig()), seed=SEED.get())
     renderer = Renderer(train_tokenizer([" ".join(WORDS)] * 20, 512), max_length=128)
     return [Reading.of(prepared.report), Data("data", prepared), Tokens("reward", renderer, prepared.preferences.train)]
 
 
-def changed(change: Callable[[int, Record], Record], folder: Path) -> Sequence[Evidence]:
-    return of_rows([change(number, row) for number, row in enumerate(pairs())], folder)
+def changed(
+    change: Callable[[int, Record], Record], folder: Path, clean: CleanConfig | None = None
+) -> Sequence[Evidence]:
+    return of_rows([change(number, row) for number, row in enumerate(pairs())], folder, clean)
 
 
 def empty_cells(folder: Path) -> Sequence[Evidence]:
@@ -109,7 +111,7 @@ def parts_early(folder: Path) -> Sequence[Evidence]:
     return changed(whole, folder)
 
 
-def cut_at_the_first_answer(folder: Path) -> Sequence[Evidence]:
+def cut_at_the_first_answer(folder: Path, clean: CleanConfig | None = None) -> Sequence[Evidence]:
     """Split at the first "Assistant:" rather than the last, in the dialogues that have several."""
 
     def cut(n: int, row: Record) -> Record:
@@ -119,7 +121,7 @@ def cut_at_the_first_answer(folder: Path) -> Sequence[Evidence]:
         sides = {side: dialogue(row, side).partition(mark)[2] for side in ("chosen", "rejected")}
         return {"prompt": prompt + mark, **sides}
 
-    return changed(cut, folder)
+    return changed(cut, folder, clean)
 
 
 def same_twice(folder: Path) -> Sequence[Evidence]:
@@ -411,6 +413,11 @@ FAULTS: tuple[Fault, ...] = (
     Fault("eos-not-learned", "pads are masked by id, and the end is the pad", ends_masked),
     Fault("mis-split-dialogue", "an eighth of the pairs part before the last answer", parts_early),
     Fault("mis-split-dialogue", "dialogues split at their first answer", cut_at_the_first_answer),
+    Fault(
+        "mis-split-dialogue",
+        "the same, in answers that the settings keep",
+        partial(cut_at_the_first_answer, clean=CleanConfig(artefacts=False)),
+    ),
     Fault("identical-pairs", "one pair of twelve has one answer twice", same_twice),
     Fault("identical-pairs", "one pair of twelve differs in capitals, which the tokenizer drops", unlike_in_capitals),
     Fault("label-noise", "a quarter of all labels flipped", noisy),

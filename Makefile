@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare guard doctor-trial
+.PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare guard doctor-trial doctor-cost
 .PHONY: bench bench-quick bench-where bench-quality bench-scaling bench-data preflight
 
 help: ## list the commands
@@ -80,6 +80,9 @@ guard: $(VENV)/.installed ## broken responses caught and good ones flagged, DATA
 
 doctor-trial: $(VENV)/.tools ## inject every fault and examine healthy runs: docs/results/doctor.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.doctor_trial
+
+doctor-cost: $(VENV)/.installed ## what the monitors of a run cost, as a share of a step: docs/results/doctor_cost.md
+	$(BIN)/python -m bench.monitor_cost
 
 bench: $(VENV)/.installed ## race TRL and transformers with the same work, DATA=folder of HH-RLHF: docs/results/bench.md
 	$(BIN)/python -m bench.race --data '$(DATA)'

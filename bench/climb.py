@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal, Protocol
@@ -57,18 +57,27 @@ class Scorer(Protocol):
     def pad_id(self) -> int: ...
 
     @property
-    def budget(self) -> int: ...
+    def backbone(self) -> Any: ...
 
     def logprobs(self, batch: TokenBatch, *, temperature: float = 1.0, entropy: bool = False) -> ResponseLogprobs: ...
 
     def parameters_trained(self) -> dict[str, nn.Parameter]: ...
 
 
+class Whole:
+    """Reads everything at once."""
+
+    device = "cpu"
+
+    def parts(self, examples: Sequence[Any], most: int | None = None) -> list[list[int]]:
+        return [list(range(len(examples)))]
+
+
 class Table:
     """A softmax policy with a logit for each token in each state."""
 
     pad_id = 0
-    budget = BATCH * (1 + STEPS)
+    backbone = Whole()
 
     def __init__(self, seed: int) -> None:
         self.logits = nn.Parameter(torch.randn(len(STATES), TOKENS, generator=torch.Generator().manual_seed(seed)))
@@ -85,7 +94,7 @@ class Table:
 class Critic:
     """A value for each state."""
 
-    budget = BATCH * (1 + STEPS)
+    backbone = Whole()
 
     def __init__(self) -> None:
         self.table = nn.Parameter(torch.zeros(len(STATES)))

@@ -31,7 +31,7 @@ from assay.data.prepared import Prepared
 from assay.data.render import Renderer, encode_all
 from assay.data.stored import batched
 from assay.data.tokens import TOGETHER, Rendered, render
-from assay.models.backbone import load_tokenizer
+from assay.models.load import load_tokenizer
 from assay.models.scratch import train_tokenizer
 from assay.pipeline.environment import PeakMemory
 from assay.stages import loop

@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 from bench import common
 from bench.common import Run, change, interval, percent
-
-from assay.tracking.report.checks import SLACK
+from bench.verdicts import SLACK
 
 NO_NETWORK = ("unshare", "--map-root-user", "--net")
 

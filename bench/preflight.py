@@ -17,7 +17,7 @@ from typing import Any
 from bench import common
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from assay.models.backbone import load_tokenizer, saving
+from assay.models.load import load_tokenizer, saving
 from assay.models.locate import locate
 
 WITHIN = 0.2

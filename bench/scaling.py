@@ -25,8 +25,8 @@ from bench.race.__main__ import THREADS
 from bench.race.context import Stopwatch
 
 from assay.data.prepared import Prepared, Splits
-from assay.models.backbone import saving
 from assay.models.config import LoraConfig
+from assay.models.load import saving
 from assay.models.scratch import train_tokenizer
 from assay.rollout.config import SamplingParams
 from assay.stages import group

@@ -9,8 +9,9 @@ from bench.common import Run, change, interval, percent
 
 from assay.statistics import paired_bootstrap
 from assay.tracking.metrics import read_json_lines
-from assay.tracking.report.checks import SLACK
 
+SLACK = 0.01
+"""A share that rises by no more than this has not risen."""
 RIVALS = {"length_only": "length alone", "bag_of_words": "a bag of words"}
 
 Verdict = tuple[bool | None, str]

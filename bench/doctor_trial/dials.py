@@ -13,7 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from assay.doctor import data, direct, labels, machine, policy, probes, reward, sft, tokens
+from assay.doctor import (
+    data,
+    direct,
+    examination,  # noqa: F401  (enters every detector)
+    labels,
+    machine,
+    policy,
+    probes,
+    reward,
+    sft,
+    tokens,
+)
 from assay.doctor.detector import DETECTORS, Detector, Evidence, Find, examine
 
 ROUNDS = 10
@@ -97,6 +108,7 @@ DIALS: tuple[Dial, ...] = (
     # machine
     Dial(machine.imitated, "SLOWER", 0.1, 1e5, "time of a product in the format in use over that in fp32"),
     # sft
+    Dial(sft.loss_blow_up, "WORSE", 0.01, 1e4, "late training loss over that of the start, lower bound"),
     Dial(sft.overfitting, "RISE", 1e-4, 100, "rise of the validation loss over its lowest"),
     # reward
     Dial(reward.against_margin, "FEW_TIES", 1e-4, 1, "share of ties, lower bound"),

@@ -335,7 +335,7 @@ def read_by_another(folder: Path) -> Sequence[Evidence]:
 def asked_for_half(folder: Path) -> Sequence[Evidence]:
     """Weights in the 16-bit format that this processor is slowest in."""
     slow = max((torch.bfloat16, torch.float16), key=product_seconds)
-    with patch("assay.models.backbone.weight_dtype", lambda *_, **__: slow):
+    with patch("assay.models.load.weight_dtype", lambda *_, **__: slow):
         policy = load_policy(small(folder), trainable=False)
     return [Machine.of("sft", next(policy.model.parameters()).dtype)]
 

@@ -257,6 +257,10 @@ def few_pairs(folder: Path) -> list[Evidence]:
     return [log_of("reward", config, ctx, reward.run(config, replace(given, evaluate_preferences=drawn), ctx))]
 
 
+def steps_too_long(folder: Path) -> list[Evidence]:
+    return [sft_log(folder, optim={"learning_rate": 3.0, "schedule": "constant", "warmup": 0.0})]
+
+
 def recites(folder: Path) -> list[Evidence]:
     """One answer to each question, thirty times over."""
     noise = chance()
@@ -505,6 +509,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("not-finite", "a trainer that goes on after an overflow", goes_on),
     Fault("length-bias", "five points for every character", pays_for_length),
     Fault("overfitting", "one answer a question, thirty epochs", recites),
+    Fault("loss-blow-up", "a thousand times the learning rate, without warmup", steps_too_long),
     Fault("stuck-at-ln2", "policy and reference share their weights", follows_itself),
     Fault("stuck-at-ln2", "the optimizer has copies of the weights", never_moves),
     Fault("chosen-falls", "twenty times the learning rate", too_fast),

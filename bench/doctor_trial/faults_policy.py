@@ -121,7 +121,7 @@ def negative_kl(folder: Path) -> Sequence[Evidence]:
         return Engine(stale if weights else policy, renderer, **more)
 
     def unheard(self: online.Online, rollouts: Rollouts) -> tuple[Tensor, dict[str, float]]:
-        self.compares = True
+        self.state.sampler_exact = False
         return whole(self, rollouts)[0], {}
 
     patches = patch.object(online, "Engine", build), patch.object(online.Online, "old_logprobs", unheard)

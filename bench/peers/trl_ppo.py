@@ -11,12 +11,15 @@ import torch
 from bench.peers import side
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedTokenizerBase,
     TrainerCallback,
+    get_linear_schedule_with_warmup,
+    set_seed,
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer  # pyright: ignore[reportMissingImports]  (another environment)
 
@@ -24,26 +27,29 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer  # pyright: ignore[report
 class Clock(TrainerCallback):
     """Seconds from the first step's beginning to the last one's end, less those in which it was stopped."""
 
+    def __init__(self, job: side.Job) -> None:
+        self.now = getattr(time, job.get("clock", "perf_counter"))
+
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.began = time.perf_counter()
+        self.began = self.now()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds = time.perf_counter() - self.began
+        self.seconds = self.now() - self.began
 
 
 class Examination(Clock):
-    """Lets the policy answer prompts after every `every` steps, the clock stopped."""
+    """Lets the policy answer prompts after every step, the clock stopped."""
 
     def __init__(self, job: side.Job, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(job)
         self.job, self.tokenizer = job, tokenizer
         self.prompts: list[list[int]] = json.loads(Path(job["examination"]).read_text(encoding="utf-8"))
         self.curve: list[dict[str, Any]] = []
 
-    def on_step_end(self, _: Any, state: Any, *__: Any, model: Any, **___: Any) -> None:
+    def on_step_end(self, *_: Any, model: Any, **__: Any) -> None:
         super().on_step_end()
-        if state.global_step % self.job["every"] == 0:
-            self.curve.append({"seconds": self.seconds, "answers": self.answers(model.policy)})
-            self.began += time.perf_counter() - self.began - self.seconds
+        self.curve.append({"seconds": self.seconds, "answers": self.answers(model.policy)})
+        self.began = self.now() - self.seconds
 
     @torch.no_grad()
     def answers(self, policy: Any) -> list[list[int]]:
@@ -56,7 +62,7 @@ class Examination(Clock):
 
 
 def ppo(job: side.Job, rows: side.Rows) -> dict[str, Any]:
-    clock = Clock()
+    clock = Clock(job)
     train(job, rows, clock, AutoTokenizer.from_pretrained(job["policy"], padding_side="left"))
     return {"seconds": clock.seconds}
 
@@ -70,12 +76,6 @@ def quality(job: side.Job, rows: side.Rows) -> dict[str, Any]:
 
 
 def train(job: side.Job, rows: side.Rows, clock: Clock, tokenizer: PreTrainedTokenizerBase) -> None:
-    policy = AutoModelForCausalLM.from_pretrained(job["policy"], dtype=torch.float32)
-    reward, value = (
-        AutoModelForSequenceClassification.from_pretrained(job["reward"], num_labels=1, dtype=torch.float32)
-        for _ in range(2)
-    )
-    adapters = {"r": job["lora"], "lora_alpha": 2 * job["lora"], "target_modules": job.get("target_modules")}
     config = PPOConfig(
         output_dir=job["scratch"],
         use_cpu=True,
@@ -96,18 +96,44 @@ def train(job: side.Job, rows: side.Rows, clock: Clock, tokenizer: PreTrainedTok
         report_to="none",
         **job.get("settings", {}),
     )
+    set_seed(config.seed)  # the trainer does so too late for adapters, and not for its minibatches
+    adapters = {"r": job["lora"], "lora_alpha": 2 * job["lora"], "target_modules": job.get("target_modules")}
+    policy = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(job["policy"], dtype=torch.float32),
+        LoraConfig(**adapters, task_type="CAUSAL_LM"),
+    )
+    # The trainer would train all of the value model.
+    value = get_peft_model(reward_model(job), LoraConfig(**adapters, task_type="SEQ_CLS", modules_to_save=["score"]))
     PPOTrainer(
         config,
         tokenizer,
         policy,
         None,
-        reward,
+        reward_model(job),
         Dataset.from_list([{"input_ids": row["prompt_ids"]} for row in rows]),
-        # The trainer gives the policy adapters, and would train all of the value model.
-        get_peft_model(value, LoraConfig(**adapters, task_type="SEQ_CLS", modules_to_save=["score"])),
+        value,
+        optimizers=optimizers(job, policy, value, steps=len(rows) // job["batch"]),
         callbacks=[clock],
-        peft_config=LoraConfig(**adapters, task_type="CAUSAL_LM"),
     ).train()
+
+
+def reward_model(job: side.Job) -> nn.Module:
+    """The reward model, its scores in a unit of the job's where it names one: the trainer does not normalise them."""
+    model = AutoModelForSequenceClassification.from_pretrained(job["reward"], num_labels=1, dtype=torch.float32)
+    if unit := job.get("unit"):
+        raw, model.score = model.score.weight.detach(), nn.Linear(model.score.in_features, 1)
+        model.score.load_state_dict({"weight": raw / unit["std"], "bias": torch.tensor([-unit["mean"] / unit["std"]])})
+    return model
+
+
+def optimizers(job: side.Job, policy: nn.Module, value: nn.Module, steps: int) -> tuple[Any, Any]:
+    """The trainer's own, unless the critic has a learning rate of its own."""
+    if "value_learning_rate" not in job:
+        return None, None
+    rates = ((policy, job["learning_rate"]), (value, job["value_learning_rate"]))
+    groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr": rate} for model, rate in rates]
+    optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, num_warmup_steps=0, num_training_steps=steps)
 
 
 if __name__ == "__main__":

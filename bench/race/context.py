@@ -11,6 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 
+from assay.stages.context import Remedy
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -22,6 +24,7 @@ class Stopwatch:
     folder: Path
     seed: int = 0
     device: str = "cpu"
+    remedy: Remedy = field(default_factory=Remedy)
     seconds: float = 0.0
     logged: list[Mapping[str, float]] = field(default_factory=list)
 
@@ -56,6 +59,9 @@ class Stopwatch:
         raise AssertionError("a race writes no checkpoint")
 
     def restore(self) -> None:
+        return None
+
+    def trouble(self) -> None:
         return None
 
     def interrupted(self) -> bool:

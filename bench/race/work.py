@@ -19,8 +19,8 @@ from assay.data.config import FileData
 from assay.data.prepare import prepare_files
 from assay.data.prepared import Prepared, Splits
 from assay.data.render import Renderer
-from assay.models.backbone import saving
 from assay.models.config import LoraConfig
+from assay.models.load import saving
 from assay.models.roles import load_policy
 from assay.models.scratch import train_tokenizer
 from assay.rollout.config import SamplingParams

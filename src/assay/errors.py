@@ -37,7 +37,11 @@ class ModelError(AssayError):
 
 
 class TrainingError(AssayError):
-    """A run that cannot go on: non-finite numbers, nothing left to train on."""
+    """A run that cannot go on: broken beyond use, nothing left to train on."""
+
+
+class NotFiniteError(TrainingError):
+    """NaN or infinity where training goes on from; weights and checkpoints are as they were before."""
 
 
 class StorageError(AssayError):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 PRELOADED = [
     "assay.cli.main",
+    "assay.doctor.examination",
     "assay.pipeline.evaluators",
     "assay.pipeline.plan",
     "assay.stages.evaluate",

@@ -19,20 +19,20 @@ RECIPE = """\
 # Every stage on the world, very small.
 data: {world: frontdesk, documents: 200, demonstrations: 60, preferences: 80}
 stages:
-  - pretrain: {layers: 1, width: 32, heads: 2, vocabulary: 400, batch_size: 16, max_length: 96, checkpoint_every: 3}
-  - sft: {epochs: 2, batch_size: 8, max_length: 96, checkpoint_every: 2}
-  - reward: {batch_size: 8, max_length: 96, checkpoint_every: 2}
+  - pretrain: {layers: 1, width: 32, heads: 2, vocabulary: 400, batch_size: 16, max_length: 136, checkpoint_every: 3}
+  - sft: {epochs: 2, batch_size: 8, max_length: 136, checkpoint_every: 2}
+  - reward: {batch_size: 8, max_length: 136, checkpoint_every: 2}
   - ppo:
       lora: {r: 4}
       episodes: 96
       batch_size: 16
       inner_epochs: 1
-      max_length: 96
+      max_length: 136
       checkpoint_every: 1
       evaluate_every: 2
       evaluation_prompts: 8
       sampling: {max_new_tokens: 8}
-  - evaluate: {prompts: 16, max_length: 96, sampling: {max_new_tokens: 8}}
+  - evaluate: {prompts: 16, max_length: 136, sampling: {max_new_tokens: 8}}
 """
 STAGES = ("pretrain", "sft", "reward", "ppo", "evaluate")
 REWARD_METRICS = """
@@ -76,7 +76,8 @@ def weights(runs: Path) -> dict[str, bytes]:
 def test_json_prints_one_object_and_nothing_else(whole: tuple[Path, str]):
     runs, out = whole
     summary = json.loads(out)
-    assert summary.keys() == {"run", "dir", "wall_s", "peak_rss_mb", "stages"}
+    assert summary.keys() == {"run", "dir", "wall_s", "peak_rss_mb", "stages", "before"}
+    assert summary["before"]["verdict"] in ("green", "amber")
     assert [stage["kind"] for stage in summary["stages"].values()] == ["data", *STAGES]
     assert summary["dir"] == str(runs / summary["run"])
     assert set(REWARD_METRICS.split()) <= summary["stages"]["reward"]["metrics"].keys()
@@ -89,7 +90,8 @@ def test_a_run_leaves_a_report_a_resolved_recipe_and_whole_artifacts(whole: tupl
     runs, out = whole
     summary = json.loads(out)
     folder = Path(summary["dir"])
-    assert sorted(file.name for file in folder.iterdir()) == ["recipe.yaml", "report.html", "run.lock", "summary.json"]
+    written = ["before.json", "recipe.yaml", "report.html", "run.lock", "summary.json"]
+    assert sorted(file.name for file in folder.iterdir()) == written
     assert (folder / "report.html").stat().st_size > 10_000
     for stage in summary["stages"].values():
         artifact = runs / "artifacts" / stage["artifact"]

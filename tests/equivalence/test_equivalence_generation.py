@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from assay import rng
 from assay.data.pack import collate
 from assay.data.render import Renderer, Row
+from assay.models.backbone import Backbone
 from assay.models.config import LoraConfig
 from assay.models.policy import Policy, load_policy
 from assay.rollout.config import SamplingParams
@@ -74,6 +75,28 @@ def test_rows_that_come_and_go_do_not_disturb_the_others(kind: str, slots: int) 
     assert [answer.ids for answer in together] == [answer.ids for answer in alone]
 
 
+@pytest.mark.parametrize("kind", tiny.CAUSAL)
+def test_prompts_beyond_the_budget_of_tokens_are_read_in_parts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two answers to each prompt: no part has more tokens than the budget, or one prompt, and no answer is another."""
+    engine, params = engine_for(kind), SamplingParams(temperature=1.5, max_new_tokens=NEW)
+    asked = [prompt for prompt in PROMPTS for _ in range(2)]
+    at_once = engine.generate(asked, params, seeds=range(8))
+    longest, read = max(len(answer.prompt_ids) for answer in at_once), list[int]()
+    forward = Backbone.forward
+
+    def counted(self: Backbone, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        read.append(input_ids.numel())
+        return forward(self, input_ids, **inputs)
+
+    monkeypatch.setattr(Backbone, "budget", longest)
+    monkeypatch.setattr(Backbone, "forward", counted)
+    in_parts = engine.generate(asked, params, seeds=range(8))
+    assert [answer.ids for answer in in_parts] == [answer.ids for answer in at_once]
+    reading = [count for count in read if count > len(asked)]  # a step of decoding has a token a row
+    assert len(reading) > 1
+    assert max(reading) <= 2 * longest  # without trees the two rows of one prompt stand beside each other
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neo"])
 def test_rows_that_linger_or_come_late_stay_within_the_models_positions(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -85,8 +108,7 @@ def test_rows_that_linger_or_come_late_stay_within_the_models_positions(
     renderer = Renderer(policy.tokenizer, template="chat", max_length=100)
     positions = len(renderer.prompt(long)) + NEW
     policy = load_policy(tiny.causal_folder(tmp_path, kind, max_position_embeddings=positions), trainable=False)
-    monkeypatch.setattr(Engine, "_stop_tokens", lambda *_: None)
-    monkeypatch.setattr(Engine, "_stopped", lambda _, sample, __: len(sample.ids) == lifetimes[sample.seed])
+    monkeypatch.setattr(Engine, "_ends_here", lambda _, sample, __: len(sample.ids) == lifetimes[sample.seed])
     prompts, params = [long] * 4 + [short] * 3, SamplingParams(max_new_tokens=NEW)
     queued = Engine(policy, renderer, max_batch=4).generate(prompts, params, seeds=range(7))
     alone = Engine(policy, renderer, max_batch=1).generate(prompts, params, seeds=range(7))

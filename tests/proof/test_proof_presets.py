@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from tests.oracles import composed
 from torch import Tensor, nn
 
-from assay.data.pack import TokenBatch
+from assay.data.pack import TokenBatch, parts
 from assay.data.render import Row
 from assay.models.policy import ResponseLogprobs
 from assay.rollout.collect import Experience
@@ -28,7 +29,7 @@ class Given:
     """A policy whose log-probabilities and entropies are parameters; a row's first id says which it is."""
 
     pad_id = 0
-    budget = 1000
+    backbone = SimpleNamespace(parts=lambda examples, most: parts(examples, tokens=1000, most=most))
 
     def __init__(self, noise: torch.Generator) -> None:
         self.logprobs_BR, self.entropy_BR = (

@@ -85,13 +85,17 @@ def test_the_package_says_that_it_is_typed() -> None:
     assert (Path(assay.__file__).parent / "py.typed").is_file()
 
 
-def test_the_wheel_holds_every_file_of_the_package_and_the_recipes(tmp_path: Path) -> None:
+def test_the_wheel_holds_every_file_of_the_package_the_recipes_and_the_doctors_pages(tmp_path: Path) -> None:
     _output(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path, cwd=ROOT)
     (wheel,) = tmp_path.glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("assay/")}
-    files = [path.relative_to(ROOT) for room in ("src/assay", "recipes") for path in (ROOT / room).rglob("*.*")]
+    files = [
+        path.relative_to(ROOT)
+        for room in ("src/assay", "recipes", "docs/doctor")
+        for path in (ROOT / room).rglob("*.*")
+    ]
     shipped = [path for path in files if (ROOT / path).is_file() and path.suffix != ".pyc"]
-    expected = {str("assay" / path if path.parts[0] == "recipes" else path.relative_to("src")) for path in shipped}
+    expected = {str(path.relative_to("src") if path.parts[0] == "src" else "assay" / path) for path in shipped}
     assert packed == expected
 
 
@@ -111,3 +115,8 @@ def test_the_recipe_in_the_readme_is_valid_with_the_overrides_shown(tmp_path: Pa
     named = load_recipe(str(tmp_path / "my.yaml"), overrides.split(), environment={})
     assert [node.kind for node in named.graph] == ["sft", "reward", "ppo"]
     assert named.recipe.seed == 3
+
+
+def test_the_package_runs_as_a_module() -> None:
+    assert _output(sys.executable, "-m", "assay", "--version") == _output(COMMAND, "--version")
+    assert "Usage: assay" in _output(sys.executable, "-m", "assay", "--help")

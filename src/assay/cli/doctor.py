@@ -1,4 +1,4 @@
-"""`assay doctor`: what went wrong in a run, and why."""
+"""`assay doctor`: what is wrong with a recipe before it runs, or what went wrong in a run, and why."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from assay.cli.output import emit
+from assay.cli.output import emit, say, stdout_for_results
+from assay.cli.run import split_words
 
 if TYPE_CHECKING:
     from assay.doctor.examination import Examination
     from assay.doctor.finding import Diagnosis, Finding
 
-VERDICTS = {
-    "green": "nothing found that speaks against it",
-    "amber": "it may be worse than it could be",
-    "red": "it is broken, or cannot be trusted",
-}
-
 
 def doctor(
-    what: Path = typer.Argument(
-        metavar="RUN|FILE",
-        help="A run's name or folder, a trainer_state.json of TRL or its folder, or a .csv of metrics.",
+    words: list[str] = typer.Argument(
+        None,
+        metavar="[RECIPE [KEY=VALUE]... | RUN | FILE]",
+        help="A recipe with its settings, as `assay run` takes it; a run's name or folder; a trainer_state.json of TRL "
+        "or its folder; or a .csv of metrics.",
+        show_default=False,
     ),
     runs_dir: Path = typer.Option(Path("runs"), help="Where runs and artifacts are."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
 ) -> None:
-    """Say what went wrong in a run, why, and what to change. Exit code 1 where the verdict is red."""
-    from assay.doctor.examination import examination
+    """Say what is wrong with a recipe before it runs, or what went wrong in a run; why, and what to change.
 
-    given = examination(what if what.exists() else runs_dir / what)
+    Exit code 1 where the verdict is red.
+    """
+    reference, settings = split_words(words or [])
+    with stdout_for_results():
+        given = _examined(reference, settings, runs_dir)
     if as_json:
         emit(given.facts())
     else:
@@ -41,8 +42,42 @@ def doctor(
         raise typer.Exit(1)
 
 
+def _examined(reference: str | None, settings: list[str], runs_dir: Path) -> Examination:
+    """A recipe before it runs, or what lies on the disk; says how the words are understood."""
+    from assay.doctor.examination import examination
+    from assay.errors import UsageError
+    from assay.pipeline.recipe import draft, shipped
+
+    found = None if reference is None else _on_disk(reference, runs_dir)
+    if found is None and (reference is None or Path(reference).is_file() or reference in shipped()):
+        from assay.pipeline.checkup import of_recipe
+
+        written = draft(reference, settings)
+        say(f"{reference or 'no name'}: taken as the recipe {written.path}, before it runs")
+        return of_recipe(written)
+    if found is None:
+        raise UsageError(
+            f"{reference} is no recipe, no run and no log of another trainer",
+            hint=f"give a recipe's file or name ({', '.join(shipped())}), a run's folder or its name in {runs_dir} "
+            "(--runs-dir), a trainer_state.json of TRL or its folder, or a .csv of metrics",
+        )
+    if settings:
+        raise UsageError(f"{found} has run: it takes no {settings[0]}", hint="settings are for a recipe")
+    say(f"{reference}: taken as what lies in {found}, after it ran")
+    return examination(found)
+
+
+def _on_disk(reference: str, runs_dir: Path) -> Path | None:
+    """A folder or a log of metrics; None for a recipe, and for nothing."""
+    path = Path(reference)
+    found = path if path.exists() else runs_dir / path
+    return found if found.is_dir() or (found.is_file() and found.suffix in (".json", ".csv")) else None
+
+
 def lines(given: Examination) -> Iterator[str]:
     """The examination in words."""
+    from assay.doctor.finding import VERDICTS
+
     diagnosis = given.diagnosis
     yield f"{diagnosis.verdict}: {VERDICTS[diagnosis.verdict]} ({', '.join(given.stages) or 'nothing'} looked at)"
     for number, cause in enumerate(diagnosis.causes, start=1):
@@ -52,9 +87,19 @@ def lines(given: Examination) -> Iterator[str]:
         yield f"\nnote: {note}"
     if diagnosis.unchecked:
         yield "\nnot checked:"
-        for why in dict.fromkeys(f"{unchecked.where}: {unchecked.why}" for unchecked in diagnosis.unchecked):
-            names = [u.mode.name for u in diagnosis.unchecked if f"{u.where}: {u.why}" == why]
-            yield f"  {', '.join(dict.fromkeys(names))}: {why}"
+        for (why, names), places in unchecked(diagnosis).items():
+            yield f"  {', '.join(places)}: {why} ({', '.join(names)})"
+
+
+def unchecked(diagnosis: Diagnosis) -> dict[tuple[str, tuple[str, ...]], list[str]]:
+    """The reason and the modes, with every place where both are the same."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for one in diagnosis.unchecked:
+        reasons.setdefault((one.where, one.why), []).append(one.mode.name)
+    together: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (where, why), names in reasons.items():
+        together.setdefault((why, tuple(dict.fromkeys(names))), []).append(where)
+    return together
 
 
 def told(number: int, cause: Finding, diagnosis: Diagnosis) -> Iterator[str]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -52,7 +53,11 @@ def number(value: Any) -> str:
 
 @contextlib.contextmanager
 def stdout_for_results() -> Iterator[None]:
-    """Inside, whatever libraries print to stdout goes to stderr, so that stdout holds the result and nothing else."""
+    """Inside, whatever libraries print to stdout goes to stderr, so that stdout holds the result and nothing else.
+
+    What they say about their own future is not for the user.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|datasets|torch)\.")
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)

@@ -16,8 +16,8 @@ def report(
     show: bool = typer.Option(False, "--open", help="Show it in the web browser."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
 ) -> None:
-    """Write RUN/report.html: verdict, curves, answers and lineage in one file that can be shown around."""
-    from assay.tracking.report import write_report
+    """Write RUN/report.html: diagnosis, curves, answers and lineage in one file that can be shown around."""
+    from assay.pipeline.runner import write_report
 
     folder = run if run.is_dir() else runs_dir / run
     path = write_report(folder)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-import warnings
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -34,6 +35,9 @@ def run(
     ),
     only: str = typer.Option(None, metavar="STAGE", help="Run this stage, and what it needs that does not exist."),
     start: str = typer.Option(None, "--from", metavar="STAGE", help="Make this stage and all that read it anew."),
+    despite: list[str] = typer.Option(
+        [], metavar="MODE", help="Run although the doctor finds this; may be given several times (docs/doctor/)."
+    ),
     dry_run: bool = typer.Option(False, help="Print the plan: data, steps, memory, time. Write nothing."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout, nothing else."),
 ) -> None:
@@ -44,7 +48,6 @@ def run(
     if only and start:
         raise UsageError("--only and --from exclude each other", hint="give one of them")
     named = load_recipe(*split_words(words or []))
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|datasets|torch)\.")
     with stdout_for_results():
         if dry_run:  # nothing to save: Ctrl-C ends it at once
             from assay.pipeline.plan import plan
@@ -53,16 +56,25 @@ def run(
         else:
             try:
                 with runner.stop_on_signals(say) as stop:
-                    result = runner.run(named, runner.Request(only=only, start=start, stop=stop, say=say))
+                    request = runner.Request(only=only, start=start, stop=stop, say=say, despite=despite)
+                    result = runner.run(named, request)
             except Interrupted as stopped:
                 again = shlex.join(["assay", "run", *(words or []), *(["--only", only] if only else [])])
                 raise Interrupted(stopped.what, hint=f"resume with: {again}") from stopped
     if as_json:
-        emit(result)
+        emit(result if dry_run else {**result, "before": found_before(Path(result["dir"]))})
     elif dry_run:
         show_plan(result)
     else:
         show_summary(result)
+
+
+def found_before(run_dir: Path) -> Any:
+    """What the doctor found before this run, or an earlier start of it, computed anything."""
+    from assay.pipeline.runner import BEFORE
+
+    file = run_dir / BEFORE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def split_words(words: list[str]) -> tuple[str | None, list[str]]:

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens. Masks come from lengths, never from comparing with the
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,23 +70,36 @@ def batches(lengths: Sequence[int], rows: int, rng: random.Random, *, bucket: in
     return cut
 
 
-def together(rows: Sequence[Row]) -> list[int]:
-    """Numbers of the rows, those of one prompt beside each other, short prompts first."""
-    return sorted(range(len(rows)), key=lambda i: (rows[i].prompt_length, rows[i].ids))
+def parts(
+    examples: Sequence[Sequence[Row]], *, tokens: int, most: int | None = None, shared: bool = True
+) -> list[list[int]]:
+    """Numbers of the examples that go through a model together: at most `most`, and at most `tokens` tokens.
 
-
-def parts(lengths: Sequence[int], *, tokens: int, rows: int | None = None) -> Iterator[list[int]]:
-    """Numbers of neighbours that go through a model together: at most `rows` of them, and at most `tokens` tokens.
-
-    A single one may have more tokens: it is never cut.
+    An example is one row, or several that must not be parted. Where the model reads a prompt once for all its answers
+    (`shared`), it counts once, and examples with the same prompt are neighbours; elsewhere those of like length are. An
+    example that alone has more tokens is a part of its own.
     """
-    part: list[int] = []
+    found: list[list[int]] = []
+    read: set[tuple[int, ...]] = set()
     held = 0
-    for number, length in enumerate(lengths):
-        if part and (len(part) == rows or held + length > tokens):
-            yield part
-            part, held = [], 0
-        part.append(number)
-        held += length
-    if part:
-        yield part
+    key = _first_prompt if shared else _length
+    for number in sorted(range(len(examples)), key=lambda number: key(examples[number])):
+        prompts = {tuple(row.ids[: row.prompt_length]) for row in examples[number]} if shared else set()
+        answers = sum(len(row.ids) - (row.prompt_length if shared else 0) for row in examples[number])
+        more = answers + sum(map(len, prompts - read))
+        if not found or len(found[-1]) == most or held + more > tokens:
+            found.append([])
+            held, read, more = 0, set(), answers + sum(map(len, prompts))
+        found[-1].append(number)
+        held += more
+        read |= prompts
+    return found
+
+
+def _first_prompt(example: Sequence[Row]) -> tuple[int, list[int]]:
+    """Short prompts first, then by what they say."""
+    return example[0].prompt_length, example[0].ids
+
+
+def _length(example: Sequence[Row]) -> tuple[int, list[int]]:
+    return sum(len(row.ids) for row in example), []

@@ -24,6 +24,9 @@ from assay.errors import StorageError
 T = TypeVar("T")
 Ints = NDArray[np.int64]
 
+IN_MEMORY = 8192
+"""Items that are held at a time, so that those of one prompt, or of like length, meet."""
+
 
 class Stored(Sequence[T]):
     """N items of a file: item i is decoded from the `sizes[i]` bytes at `starts[i]`; slices are views of the file."""

@@ -27,6 +27,7 @@ from assay.data.records import Item
 from assay.data.split import leakage
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode, Severity
+from assay.doctor.log import Log
 from assay.errors import DataError
 from assay.statistics import Floats, Interval, design_effect, wilson
 from assay.types import Preference, Prompt
@@ -264,6 +265,21 @@ def copies(data: Data) -> Iterator[Finding]:
     if at_least(seen, COPIES):
         said = f"{twins:,} of {len(held_out):,} held-out prompts ({percent(seen)}) are nearly a training prompt"
         yield Finding(SPLIT_LEAK, data.where, said, change={"data.decontaminate": True})
+
+
+@detects(SPLIT_LEAK, kinds=("data",))
+def counted_copies(log: Log) -> Iterator[Finding]:
+    """The same by the report of a finished data stage, which has compared all prompts."""
+    parts = log.report("report", "leakage").values()
+    equal, held_out = sum(part["equal"] for part in parts), sum(part["prompts"] for part in parts)
+    if equal:
+        said = f"{equal:,} of {held_out:,} held-out prompts are training prompts, word for word"
+        yield Finding(SPLIT_LEAK, log.where, said, sureness="certain", change={"data.split_by": "prompt"})
+    alike = sum(part["share"] * part["prompts"] for part in parts)
+    if held_out and at_least(seen := wilson(alike, held_out, confidence=SURE), COPIES):
+        said = f"{percent(seen)} of {held_out:,} held-out prompts share eight words in a row with a training prompt"
+        change = {"data.decontaminate": True}
+        yield Finding(SPLIT_LEAK, log.where, said, severity="amber", sureness="possible", change=change)
 
 
 @detects(SHORTCUT)

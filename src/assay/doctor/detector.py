@@ -30,6 +30,9 @@ class Evidence(Protocol):
     def kind(self) -> str: ...
 
 
+ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a detector raises over evidence that somebody has damaged; the others must still be asked."""
+
 E = TypeVar("E", bound=Evidence)
 Find = Callable[[E], Iterable[Finding]]
 
@@ -68,14 +71,19 @@ def examine(evidence: Sequence[Evidence], detectors: Sequence[Detector] | None =
     """Ask every detector about all the evidence that it reads."""
     findings: list[Finding] = []
     unchecked: list[Unchecked] = []
+    checked: list[tuple[Mode, str]] = []
     for detector in DETECTORS if detectors is None else detectors:
         for one in evidence:
             if detector.reads(one):
                 try:
                     findings += detector.find(one)
+                    checked += [(mode, one.where) for mode in detector.modes]
                 except Missing as missing:
                     unchecked += [Unchecked(mode, one.where, str(missing)) for mode in detector.modes]
-    return diagnosis(findings, unchecked)
+                except ODD as error:
+                    why = f"its numbers are not what they should be ({type(error).__name__}: {error})"
+                    unchecked += [Unchecked(mode, one.where, why) for mode in detector.modes]
+    return diagnosis(findings, unchecked, checked)
 
 
 def modes() -> Iterator[Mode]:

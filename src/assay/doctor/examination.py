@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from assay.doctor import data, direct, labels, machine, policy, probes, reward, sft, tokens
-from assay.doctor.detector import examine
-from assay.doctor.finding import Diagnosis, Finding
+from assay.doctor import data, direct, labels, machine, outcome, policy, probes, recipe, reward, sft, tokens
+from assay.doctor.detector import ODD, Evidence, examine
+from assay.doctor.finding import VERDICTS, Diagnosis
+from assay.doctor.log import Log
 from assay.doctor.read import read
 
-FAMILIES = (data, labels, tokens, machine, sft, reward, policy, direct, probes)
+FAMILIES = (data, labels, tokens, machine, recipe, sft, reward, policy, direct, probes, outcome)
 """Every file of detectors: importing one enters what it has."""
 
 
@@ -26,18 +27,27 @@ class Examination:
     notes: Sequence[str]
 
     def facts(self) -> dict[str, Any]:
-        """As plain data: what `assay doctor --json` prints."""
+        """As plain data: what `assay doctor --json` prints, and what the report begins with."""
         causes = self.diagnosis.causes
+        found = {(finding.mode, finding.where) for finding in self.diagnosis.findings}
+        healthy = dict.fromkeys(pair for pair in self.diagnosis.checked if pair not in found)
         return {
             "what": self.what,
             "verdict": self.diagnosis.verdict,
+            "in_words": VERDICTS[self.diagnosis.verdict],
             "looked_at": list(self.stages),
             "findings": [
-                {**_facts(cause), "consequences": [_facts(found) for found in self.diagnosis.consequences_of(cause)]}
+                {**cause.facts(), "consequences": [found.facts() for found in self.diagnosis.consequences_of(cause)]}
                 for cause in causes
             ],
+            "not_found": [{"mode": mode.name, "title": mode.title, "where": where} for mode, where in healthy],
             "unchecked": [
-                {"mode": unchecked.mode.name, "where": unchecked.where, "why": unchecked.why}
+                {
+                    "mode": unchecked.mode.name,
+                    "title": unchecked.mode.title,
+                    "where": unchecked.where,
+                    "why": unchecked.why,
+                }
                 for unchecked in self.diagnosis.unchecked
             ],
             "notes": list(self.notes),
@@ -47,19 +57,16 @@ class Examination:
 def examination(path: Path) -> Examination:
     """Of a run, a foreign trainer's history or a table of metrics. UsageError where it is none of these."""
     found = read(path)
-    return Examination(str(path), [log.where for log in found.logs], examine(found.logs), found.notes)
+    notes: list[str] = [*found.notes]
+    evidence: list[Evidence] = [*found.logs, *_readings(found.logs, notes)]
+    return Examination(str(path), [log.where for log in found.logs], examine(evidence), notes)
 
 
-def _facts(finding: Finding) -> dict[str, Any]:
-    return {
-        "mode": finding.mode.name,
-        "title": finding.mode.title,
-        "where": finding.where,
-        "severity": finding.severity,
-        "sureness": finding.sureness,
-        "evidence": finding.evidence,
-        "cause": finding.explanation,
-        "cure": finding.advice,
-        "change": dict(finding.change),
-        "page": finding.mode.page,
-    }
+def _readings(logs: Sequence[Log], notes: list[str]) -> Iterator[data.Reading]:
+    """What was left out of files, as the report of a data stage counts it; the data of a world were not read."""
+    for log in logs:
+        if "rows" in log.reports.get("report", {}):
+            try:
+                yield data.Reading.of(log.reports["report"], log.where)
+            except ODD as error:
+                notes.append(f"{log.where}: report.json does not tell what was left out ({type(error).__name__})")

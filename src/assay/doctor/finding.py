@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 Severity = Literal["amber", "red"]
@@ -13,6 +14,13 @@ Sureness = Literal["possible", "likely", "certain"]
 Family = Literal["data", "sft", "reward", "policy", "direct", "machine"]
 Verdict = Literal["green", "amber", "red"]
 
+VERDICTS: Mapping[Verdict, str] = {
+    "green": "nothing was found that speaks against it",
+    "amber": "it may be worse than it could be",
+    "red": "it is broken, or cannot be trusted",
+}
+"""A verdict in words."""
+PACKAGE = Path(__file__).parents[1]
 SEVERITIES: tuple[Severity, ...] = ("amber", "red")
 SURENESS: tuple[Sureness, ...] = ("possible", "likely", "certain")
 
@@ -34,10 +42,18 @@ class Mode:
     """What to change."""
     brings: tuple[str, ...] = ()
     """Modes that it brings about: where both are found, this is the cause and they are its consequences."""
+    outcome: bool = False
+    """It says that the result is bad, and not why: whatever else is found may have brought it about."""
 
     @property
     def page(self) -> str:
         return f"docs/doctor/{self.name}.md"
+
+    @property
+    def guide(self) -> str:
+        """The text of its page, packed with the code or in the repository; empty where there is neither."""
+        places = (root / self.page for root in (PACKAGE, PACKAGE.parents[1]))
+        return next((place.read_text(encoding="utf-8") for place in places if place.is_file()), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +72,8 @@ class Finding:
     cure: str = ""
     change: Mapping[str, Any] = field(default_factory=dict)
     """The cure as settings: configuration key → value."""
+    fatal: bool = False
+    """Beyond use: a run that shows it again has nothing to win by going on (monitor.py)."""
 
     @property
     def explanation(self) -> str:
@@ -64,6 +82,22 @@ class Finding:
     @property
     def advice(self) -> str:
         return self.cure or self.mode.cure
+
+    def facts(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "mode": self.mode.name,
+            "title": self.mode.title,
+            "where": self.where,
+            "severity": self.severity,
+            "sureness": self.sureness,
+            "evidence": self.evidence,
+            "cause": self.explanation,
+            "cure": self.advice,
+            "change": dict(self.change),
+            "page": self.mode.page,
+            "guide": self.mode.guide,
+        }
 
     @property
     def weight(self) -> tuple[int, int]:
@@ -86,6 +120,8 @@ class Diagnosis:
 
     findings: Sequence[Finding] = ()
     unchecked: Sequence[Unchecked] = ()
+    checked: Sequence[tuple[Mode, str]] = field(default=(), compare=False)
+    """Every mode that was looked for, and where."""
 
     @property
     def verdict(self) -> Verdict:
@@ -104,15 +140,17 @@ class Diagnosis:
         return [finding for finding in self.findings if finding.mode.name in reached]
 
 
-def diagnosis(findings: Iterable[Finding], unchecked: Iterable[Unchecked] = ()) -> Diagnosis:
+def diagnosis(
+    findings: Iterable[Finding], unchecked: Iterable[Unchecked] = (), checked: Iterable[tuple[Mode, str]] = ()
+) -> Diagnosis:
     """Findings in the order in which they should be read: each cause, gravest first, then what follows from it."""
     found = sorted(findings, key=lambda finding: (*(-w for w in finding.weight), finding.mode.number))
-    given = Diagnosis(found, tuple(unchecked))
+    given = Diagnosis(found, tuple(unchecked), tuple(checked))
     ordered: dict[int, Finding] = {}
     for cause in given.causes:
         for finding in (cause, *given.consequences_of(cause)):
             ordered.setdefault(id(finding), finding)
-    return Diagnosis(tuple(ordered.values()), given.unchecked)
+    return Diagnosis(tuple(ordered.values()), given.unchecked, given.checked)
 
 
 def consequences(findings: Iterable[Finding]) -> set[str]:
@@ -132,7 +170,8 @@ def consequences(findings: Iterable[Finding]) -> set[str]:
 def reach(mode: Mode, modes: Mapping[str, Mode]) -> set[str]:
     """Names of the given modes that a mode brings about, by way of others too; never its own."""
     reached: set[str] = set()
-    waiting = list(mode.brings)
+    outcomes = () if mode.outcome else (name for name, other in modes.items() if other.outcome)
+    waiting = [*mode.brings, *outcomes]
     while waiting:
         name = waiting.pop()
         if name in modes and name not in reached and name != mode.name:

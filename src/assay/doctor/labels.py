@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -121,10 +122,22 @@ def no_better_than_a_trick(scored: Scored) -> Iterator[Finding]:
         raise Missing("the pairs that the model was trained on are not given, so it has no rivals")
     for name, margins in rivals(scored.train, scored.pairs).items():
         rival = against(scored.margins, margins, groups=groups, seed=0)
-        if rival["accuracy_low"] > 0.5 and rival["gain_high"] is not None and rival["gain_high"] < ADDS:
-            gain = f"{rival['gain']:+.1%} ({rival['gain_low']:+.1%} to {rival['gain_high']:+.1%})"
-            said = f"{WORDS[name]} is right in {rival['accuracy']:.1%}; the model ({right.mean():.1%}) adds {gain}"
-            yield Finding(SHORTCUT, scored.where, said, severity="red" if name == "length_only" else "amber")
+        yield from adds_little(name, rival, float(right.mean()), scored.where)
+
+
+@detects(SHORTCUT, kinds=("reward",))
+def reported_rivals(log: Log) -> Iterator[Finding]:
+    """The same, where the stage has measured its rivals."""
+    for name, rival in log.report("accuracy", "baselines").items():
+        yield from adds_little(name, rival, log.number("accuracy"), log.where)
+
+
+def adds_little(name: str, rival: Mapping[str, Any], accuracy: float, where: str) -> Iterator[Finding]:
+    """A finding where a rival (`data.baselines.against`) is better than chance and hardly worse than the model."""
+    if rival["accuracy_low"] > 0.5 and rival["gain_high"] is not None and rival["gain_high"] < ADDS:
+        gain = f"{rival['gain']:+.1%} ({rival['gain_low']:+.1%} to {rival['gain_high']:+.1%})"
+        said = f"{WORDS[name]} is right in {rival['accuracy']:.1%}; the model ({accuracy:.1%}) adds {gain}"
+        yield Finding(SHORTCUT, where, said, severity="red" if name == "length_only" else "amber")
 
 
 @detects(LABEL_NOISE)

@@ -7,6 +7,7 @@ their own, and must not hide what the others show.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +60,8 @@ class Log:
     series: Mapping[str, Series] = field(default_factory=dict)
     final: Mapping[str, Any] = field(default_factory=dict)
     """The stage's report: numbers by name, with `_low` and `_high` where they have an interval."""
+    reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the stage says at length, by the name of the file: accuracy, evaluation, report (of the data)."""
     config: Mapping[str, Any] = field(default_factory=dict)
     foreign: bool = False
     """Written by another trainer: what only we log is then missing, and keys of the cure are not ours."""
@@ -66,11 +69,10 @@ class Log:
     @classmethod
     def of(cls, kind: str, where: str, lines: Iterable[MetricsLine], **more: Any) -> Log:
         """From lines of metrics, in the order of their steps."""
-        points: dict[str, list[tuple[int, float]]] = {}
+        columns = Columns()
         for line in lines:
-            for name, value in line.values.items():
-                points.setdefault(name, []).append((line.step, value))
-        return cls(kind, where, {name: _series(name, found) for name, found in points.items()}, **more)
+            columns.add(line.step, line.values)
+        return cls(kind, where, columns.series(), **more)
 
     def __contains__(self, name: str) -> bool:
         return name in self.series and len(self.series[name]) > 0
@@ -88,6 +90,13 @@ class Log:
             raise Missing(f"the report has no {name}")
         return float(value)
 
+    def report(self, name: str, part: str) -> Mapping[str, Any]:
+        """A part of a report; `Missing` where there is none."""
+        found = self.reports.get(name, {}).get(part)
+        if not isinstance(found, Mapping):
+            raise Missing(f"{name}.json has no {part}")
+        return found
+
     def setting(self, name: str) -> Any:
         """A setting by its dotted name; `Missing` where the configuration is unknown."""
         value: Any = self.config
@@ -98,8 +107,25 @@ class Log:
         return value
 
 
-def _series(name: str, points: list[tuple[int, float]]) -> Series:
-    finite = [(step, value) for step, value in points if math.isfinite(value)]
-    steps = np.array([step for step, _ in finite], dtype=np.int64)
-    values = np.array([value for _, value in finite], dtype=np.float64)
-    return Series(name, steps, values, tuple(step for step, value in points if not math.isfinite(value)))
+class Columns:
+    """Lines of metrics while they come in, column by column: 16 bytes a number, however long the run."""
+
+    def __init__(self) -> None:
+        self._points: dict[str, tuple[array[int], array[float]]] = {}
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """One line more."""
+        for name, value in values.items():
+            steps, numbers = self._points.setdefault(name, (array("q"), array("d")))
+            steps.append(step)
+            numbers.append(value)
+
+    def series(self) -> dict[str, Series]:
+        """Every metric so far."""
+        points = self._points.items()
+        return {name: _series(name, np.array(steps), np.array(values)) for name, (steps, values) in points}
+
+
+def _series(name: str, steps: NDArray[np.int64], values: NDArray[np.float64]) -> Series:
+    finite = np.isfinite(values)
+    return Series(name, steps[finite], values[finite], tuple(steps[~finite].tolist()))

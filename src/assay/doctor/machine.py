@@ -6,15 +6,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from assay.config import Config, check
+from assay.config import Config, Fault, check
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
 from assay.doctor.log import Log
-from assay.document import Document, dotted, show
+from assay.document import Document, KeyPath, dotted, show
 
 if TYPE_CHECKING:
     import torch
@@ -65,16 +65,18 @@ class Settings:
     kind: str = "settings"
 
     @classmethod
-    def of(cls, document: Document, schema: type[Config]) -> Settings:
-        """What a schema refuses in a document because it is no number."""
-        faults = [fault for fault in check(schema, document, name=dotted)[1] if WANTED.search(fault.what)]
+    def of(cls, document: Document, schema: type[Config], *, name: Callable[[KeyPath], str] = dotted) -> Settings:
+        """What a schema refuses in a document because it is no number; `name` says how a key is called for the user."""
+        faults = [fault for fault in check(schema, document, name=name)[1] if no_number(fault)]
         keys = {fault.what.partition(":")[0] for fault in faults}
-        return cls(document.source, {key: text for key, text in _texts(document.data) if key in keys})
+        texts = ((name(path), text) for path, text in _texts(document.data))
+        return cls(document.source, {key: text for key, text in texts if key in keys})
 
     @classmethod
     def foreign(cls, where: str, values: Mapping[str, Any]) -> Settings:
         """What another reader made of a file without a schema: only the numbers that it is known to leave as text."""
-        return cls(where, {key: text for key, text in _texts(values) if EXPONENT.fullmatch(text)}, refused=False)
+        found = {dotted(path): text for path, text in _texts(values) if EXPONENT.fullmatch(text)}
+        return cls(where, found, refused=False)
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,13 @@ def comes_again(log: Log) -> Iterator[Finding]:
         yield Finding(RESUME_SKIPS, log.where, said, sureness="certain")
 
 
-def _texts(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Every text in nested settings, with its dotted key."""
+def no_number(fault: Fault) -> bool:
+    """Whether a schema refused a value because a number must stand there, and it is none."""
+    return bool(WANTED.search(fault.what))
+
+
+def _texts(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Every text in nested settings, with its place."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _texts(inner, (*path, str(key)))
@@ -169,7 +176,7 @@ def _texts(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str, 
         for number, inner in enumerate(value):
             yield from _texts(inner, (*path, number))
     elif isinstance(value, str):
-        yield dotted(path), value
+        yield path, value
 
 
 def _plain(dtype: torch.dtype) -> str:

@@ -370,7 +370,7 @@ def kl_blow_up(log: Log) -> Iterator[Finding]:
     target, stronger = log.config.get("kl_target"), max(0.05, 2 * log.config.get("kl_coef", 0.0))
     if isinstance(target, int | float) and bounds(kl)[0] > KL_OVER_TARGET * target:
         seen = f"KL {text(kl)} nats an answer, with a target of {target:g}"
-        yield Finding(KL_BLOW_UP, log.where, seen, change={"kl_coef": stronger})
+        yield Finding(KL_BLOW_UP, log.where, seen, change={"kl_coef": stronger}, fatal=True)
         return
     distance, entropy, tokens = together(log, "objective/kl", "objective/entropy", "lengths/response_mean")
     risen = (late(distance) - distance.first) / late(tokens).mean()
@@ -383,7 +383,7 @@ def kl_blow_up(log: Log) -> Iterator[Finding]:
         )
         unheld = log.config.get("kl_coef") == 0
         sure = "likely" if unheld else "possible"
-        yield Finding(KL_BLOW_UP, log.where, seen, "red", sure, change={"kl_coef": stronger})
+        yield Finding(KL_BLOW_UP, log.where, seen, "red", sure, change={"kl_coef": stronger}, fatal=True)
 
 
 @detects(RATIO_SPIKES, kinds=SAMPLING)
@@ -502,7 +502,8 @@ def entropy_out_of_bounds(log: Log) -> Iterator[Finding]:
         yield Finding(ENTROPY_OUT_OF_BOUNDS, log.where, seen, "red", "likely", cause, change=change)
     elif high < COLLAPSED * start and start - high > LEAST_CHANGE and not rose(log["objective/reward"]):
         cause = "The policy has become sure of one answer without having been paid for it."
-        yield Finding(ENTROPY_OUT_OF_BOUNDS, log.where, f"{seen}; the reward has not risen", "red", "likely", cause)
+        seen = f"{seen}; the reward has not risen"
+        yield Finding(ENTROPY_OUT_OF_BOUNDS, log.where, seen, "red", "likely", cause, fatal=True)
 
 
 def rose(series: Series) -> bool:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from assay.doctor.log import Log
 from assay.errors import AssayError, UsageError
-from assay.tracking.metrics import MetricsLine, read_metrics
+from assay.tracking.metrics import MetricsLine, read_json_lines, read_metrics
 
 STATE = "trainer_state.json"
 REPORTS = ("accuracy", "evaluation", "report")
@@ -110,24 +113,44 @@ def read(path: Path) -> Found:
         return read_trl(path)
     raise UsageError(
         f"{path} is no run, no {STATE} and no .csv of metrics",
-        hint="give the folder that `assay run` named, a folder that TRL wrote, or a table with one metric a column",
+        hint="give a recipe, a folder that `assay run` or TRL wrote, or a table with one metric a column",
     )
 
 
 def read_run(folder: Path) -> Found:
     """The stages of a run in their order; the one at work is read from its working folder."""
     notes: list[str] = []
-    summary = _object(folder / "summary.json", notes)
-    stages = summary.get("stages", {})
+    stages = _mapping(_object(folder / "summary.json", notes).get("stages"))
+    entries = {name: entry for name, entry in stages.items() if isinstance(entry, Mapping)}
+    if odd := sorted(stages.keys() - entries.keys()):
+        notes.append(f"{folder.name}/summary.json says nothing of {', '.join(odd)} that could be read")
     root = folder.parent / "artifacts"
-    logs = [_stage(name, entry, root / str(entry.get("artifact")), notes) for name, entry in stages.items()]
-    known = {str(entry.get("artifact")) for entry in stages.values()}
+    logs = [_stage(name, entry, root / str(entry.get("artifact")), notes) for name, entry in entries.items()]
+    known = {str(entry.get("artifact")) for entry in entries.values()}
+    awaited = _awaited(folder / "recipe.yaml", [log.kind for log in logs], notes)
     for working in sorted(root.glob(".*.partial")):
         kind, _, _ = working.name.removeprefix(".").rpartition("-")
-        if working.name.removeprefix(".").removesuffix(".partial") not in known:
+        artifact = working.name.removeprefix(".").removesuffix(".partial")
+        if artifact not in known and (awaited is None or kind in awaited):
             notes.append(f"{kind} is not finished: only what it has logged so far is looked at")
+            _acted(kind, working / "findings.jsonl", notes)
             logs.append(Log.of(kind, f"{kind} (unfinished)", _lines(working / "metrics.jsonl", notes)))
     return Found(logs, tuple(notes))
+
+
+def _awaited(recipe: Path, done: Sequence[str], notes: list[str]) -> Counter[str] | None:
+    """Kinds of stages that the recipe still waits for; other runs have working folders in the same place."""
+    if not recipe.is_file():
+        return None
+    try:
+        wanted = Counter(["data"])
+        for stage in yaml.safe_load(recipe.read_text(encoding="utf-8"))["stages"]:
+            ((kind, settings),) = stage.items()
+            wanted[kind] += (settings or {}).get("seeds") or 1
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError) as error:
+        notes.append(f"{recipe.parent.name}/{recipe.name} is not readable: {error}")
+        return None
+    return wanted - Counter(done)
 
 
 def read_trl(path: Path) -> Found:
@@ -175,15 +198,26 @@ def _foreign(path: Path, rows: Iterable[tuple[Any, Mapping[str, Any]]], notes: l
 
 
 def _stage(name: str, entry: Mapping[str, Any], folder: Path, notes: list[str]) -> Log:
-    kind, final = str(entry.get("kind", "")), dict(entry.get("metrics") or {})
+    kind, final = str(entry.get("kind", "")), _mapping(entry.get("metrics"))
     if not folder.is_dir():
         notes.append(f"{name}: its artifact {folder.name} is gone, so only the numbers of the summary are looked at")
         return Log(kind, name, final=final)
+    _acted(name, folder / "findings.jsonl", notes)
     manifest = _object(folder / "manifest.json", notes)
     reports = {file.stem: _object(file, notes) for file in sorted(folder.glob("*.json")) if file.stem in REPORTS}
-    return Log.of(
-        kind, name, _lines(folder / "metrics.jsonl", notes), final=final | reports, config=manifest.get("config", {})
-    )
+    lines, config = _lines(folder / "metrics.jsonl", notes), _mapping(manifest.get("config"))
+    return Log.of(kind, name, lines, final=final, reports=reports, config=config)
+
+
+def _acted(name: str, path: Path, notes: list[str]) -> None:
+    """What its monitor did to a stage, and why; what it only said, the log shows."""
+    try:
+        for row in read_json_lines(path):
+            if row["action"] != "said":
+                seen = f"{row['title']}: {row['evidence']}"
+                notes.append(f"{name} was {row['action']} at step {row.get('seen_at', row['step'])}: {seen}")
+    except (AssayError, KeyError) as error:
+        notes.append(f"{path.parent.name}/{path.name} is not readable: {error}")
 
 
 def _lines(path: Path, notes: list[str]) -> list[MetricsLine]:
@@ -205,6 +239,11 @@ def _object(path: Path, notes: list[str]) -> dict[str, Any]:
         notes.append(f"{path.parent.name}/{path.name} is no JSON object")
         return {}
     return value
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value, or nothing in its place."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _number(value: Any) -> float | None:

@@ -87,6 +87,7 @@ STRONG_TASTE = 0.2
 EVALUATIONS = 5  # fewer have no variance worth the name
 VISIBLE = 0.03  # standard deviation of an accuracy that people begin to wonder about
 SURE = 1e-3  # p-value
+VITAL = {"loss", "grad_norm", "reward", "score", "kl", "entropy"}  # what training follows; others only describe it
 
 
 def held_out(log: Log, name: str) -> float:
@@ -277,7 +278,8 @@ def not_finite(log: Log) -> Iterator[Finding]:
         names = ", ".join(sorted(series.name for series in odd if series.not_finite[0] == first))
         often = max(map(lost, odd))
         seen = f"{names} at step {first}; up to {often:.0%} of a metric's values are not finite"
-        yield Finding(NOT_FINITE, log.where, seen, sureness="certain")
+        fatal = any(series.name.rpartition("/")[2] in VITAL for series in odd)
+        yield Finding(NOT_FINITE, log.where, seen, sureness="certain", fatal=fatal)
 
 
 def lost(series: Series) -> float:

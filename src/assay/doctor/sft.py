@@ -1,12 +1,15 @@
-"""Supervised fine-tuning by its log."""
+"""Supervised fine-tuning by its log; and a training loss that runs away, in any stage that has one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from assay.doctor.detector import detects
+import numpy as np
+
+from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
 from assay.doctor.log import Log
+from assay.doctor.policy import LATE, bounds, late, learning_rate, text
 
 OVERFITTING = Mode(
     14,
@@ -17,10 +20,21 @@ OVERFITTING = Mode(
     "Stop where the validation loss was lowest: set `epochs` lower (1 to 3), or give more demonstrations.",
     ("repetition", "entropy-out-of-bounds"),
 )
+LOSS_BLOW_UP = Mode(
+    60,
+    "loss-blow-up",
+    "sft",
+    "The training loss rises above where it began",
+    "Steps are so long that they throw the weights away from everything that was learnt.",
+    "Lower `optim.learning_rate` to a third, keep `optim.max_grad_norm` at 1 and some `optim.warmup`, and look at the "
+    "rows of the step where it began.",
+    ("reward-at-chance", "constant-scores", "chosen-falls", "repetition", "overfitting"),
+)
 
 RISE = 0.02  # of the lowest validation loss: twice what healthy runs of the embedded recipe vary by at their end
 MUCH = 0.2  # a rise that undoes a good part of what was learnt
 RISING = 2  # evaluations in a row: one alone is noise
+WORSE, LEAST = 1.5, 0.1  # times the first loss, and nats: healthy runs never come back to where they began
 
 
 @detects(OVERFITTING, kinds=("sft", "pretrain", "reward"))
@@ -47,3 +61,24 @@ def overfitting(log: Log) -> Iterator[Finding]:
         "likely" if len(later) > RISING or rise > MUCH else "possible",
         change=change,
     )
+
+
+@detects(LOSS_BLOW_UP, kinds=("sft", "pretrain", "reward", "preference", "distill"))
+def loss_blow_up(log: Log) -> Iterator[Finding]:
+    """The mean of the last quarter, with its bound, against the first steps: their median, for one batch may be odd.
+
+    Where the second step already is lost, so is the median, and twice the first loss stands for it.
+    """
+    loss = log["train/loss"]
+    if len(loss) < 2 * LATE:
+        raise Missing(f"{len(loss)} steps, and {2 * LATE} are needed")
+    values, start = late(loss), min(float(np.median(loss.head(LATE))), 2 * loss.first)
+    if bounds(values)[0] > max(WORSE * start, start + LEAST):
+        rate = None if log.foreign else learning_rate(log)
+        yield Finding(
+            LOSS_BLOW_UP,
+            log.where,
+            f"training loss {text(values)}, {start:.3g} at the start",
+            change={f"{log.kind}.optim.learning_rate": rate / 3} if rate else {},
+            fatal=True,
+        )

@@ -27,6 +27,9 @@ PROBED = 64
 """Demonstrations at whose end a policy is asked: one batch."""
 CUT = 0.02
 """Share of answers cut off that costs little: a set has its few long ones."""
+MOST, NEARLY_ALL = 0.5, 0.9
+"""Shares of prompts that lose their beginning. Dialogues may: their last turns say most (HH-RLHF at 208 tokens: see
+docs/doctor/prompts-cut-away.md)."""
 ENDS = 0.1
 """Mean probability of the end token where a demonstration ends (the catalogue's limit). Healthy policies: above 0.5."""
 
@@ -56,6 +59,15 @@ BOUNDARY = Mode(
     "Prompt and answer were encoded as one text, and a token grew together across the boundary.",
     "Encode prompt and answer apart and join the ids; let no template end in a space.",
 )
+PROMPTS_CUT = Mode(
+    57,
+    "prompts-cut-away",
+    "data",
+    "Most prompts lose their beginning",
+    "What a row has room for, less the answer, is shorter than most prompts, so the question itself is cut away.",
+    "Raise max_length of the stage, lower sampling.max_new_tokens, or drop long prompts (data.clean.max_prompt_chars).",
+    ("reward-at-chance", "repetition"),
+)
 DOUBLE_BOS = Mode(
     8,
     "double-bos",
@@ -73,6 +85,8 @@ class Tokens:
     where: str
     renderer: Renderer
     items: Sequence[Item]
+    embeddings: int | None = None
+    """Tokens that the model has an embedding for, where that is known."""
     kind: str = "tokens"
 
     @cached_property
@@ -93,6 +107,17 @@ class Tokens:
     def whole(self) -> list[Row]:
         """All rows that there are."""
         return [row for rows in self.rows for row in rows if row]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as a stage that answers them would read them, with `room` tokens for each."""
+
+    where: str
+    renderer: Renderer
+    prompts: Sequence[Prompt]
+    room: int
+    kind: str = "prompts-as-tokens"
 
 
 @dataclass(frozen=True)
@@ -133,6 +158,26 @@ def cut_away(tokens: Tokens) -> Iterator[Finding]:
         said += f" tokens; nineteen of twenty need at most {needed:,}"
         yield Finding(
             RESPONSE_CUT, tokens.where, said, severity(seen), "certain", change={f"{tokens.where}.max_length": needed}
+        )
+
+
+@detects(PROMPTS_CUT)
+def prompts_cut_away(prompts: Prompts) -> Iterator[Finding]:
+    """Prompts longer than their room; the last turn's end is what is kept."""
+    asked = evenly(prompts.prompts, SAMPLE)
+    if not asked:
+        raise Missing("there are no prompts")
+    whole = unlimited(prompts.renderer)
+    lengths = [len(whole.prompt(prompt)) for prompt in asked]
+    cut = sum(length > prompts.room for length in lengths)
+    seen = wilson(cut, len(asked), confidence=SURE)
+    if at_least(seen, MOST):
+        needed = int(np.quantile(lengths, 0.95, method="higher")) + prompts.renderer.max_length - prompts.room
+        said = f"{cut:,} of {len(asked):,} prompts ({percent(seen)}) are longer than the {prompts.room} tokens there "
+        said += f"are for them; with max_length {needed:,} nineteen of twenty are whole"
+        grave = "red" if at_least(seen, NEARLY_ALL) else "amber"
+        yield Finding(
+            PROMPTS_CUT, prompts.where, said, grave, "certain", change={f"{prompts.where}.max_length": needed}
         )
 
 
@@ -192,7 +237,11 @@ def does_not_end(endings: Endings) -> Iterator[Finding]:
 
 def _needed(tokens: Tokens) -> int:
     """Tokens that 95 % of prompts and answers have together, uncut."""
-    r = tokens.renderer
-    free = Renderer(r.tokenizer, template=r.template, max_length=2**20)
+    free = unlimited(tokens.renderer)
     rows = [free.row(prompt, reply) for item in tokens.asked for prompt, reply in item]
     return int(np.quantile([len(row.ids) for row in rows if row], 0.95, method="higher"))
+
+
+def unlimited(renderer: Renderer) -> Renderer:
+    """The same, with room for everything."""
+    return Renderer(renderer.tokenizer, template=renderer.template, max_length=2**20)

@@ -1,4 +1,4 @@
-"""Any transformers causal language model or encoder, from a folder to memory, and forward passes through its trunk."""
+"""One model in memory, any transformers causal language model or encoder, and forward passes through its trunk."""
 
 from __future__ import annotations
 
@@ -8,36 +8,20 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from assay.data.forest import Forest
-from assay.data.pack import TokenBatch, collate
+from assay.data.pack import TokenBatch, collate, parts
 from assay.data.render import Row
-from assay.errors import ModelError
 from assay.models import tree_attention
 from assay.models.adapters import Adapters
-from assay.models.checkpoint import writing
-from assay.models.faster import last_mlp, only_at, use_faster_kernels
-from assay.models.precision import compute_dtype, weight_dtype
+from assay.models.faster import keep_freed_memory, last_mlp, only_at, use_faster_kernels
+from assay.models.precision import compute_dtype
 from assay.models.reading_on import read_on
-
-PAD = "<|pad|>"
-
-Tokenizer = Any
-"""A transformers tokenizer; its own annotations are too wide to check anything with."""
 
 
 class Backbone:
@@ -46,15 +30,26 @@ class Backbone:
     Forward passes run in the device's compute format; hidden states come back as the trunk gives them.
     """
 
-    def __init__(self, model: PreTrainedModel, *, device: str, gradient_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        device: str,
+        gradient_checkpointing: bool = False,
+        parameters: int | None = None,
+    ) -> None:
+        """`parameters`: of the model that this one stands for, where it is not one itself (pipeline/rates.py)."""
+        if model.base_model is model and isinstance(getattr(model, "model", None), PreTrainedModel):
+            model.base_model_prefix = "model"  # Llama 4's class names another, and would be its own trunk
         self.model = model
         self.trunk: PreTrainedModel = model.base_model  # pyright: ignore[reportAttributeAccessIssue]
         self.adapters = Adapters(model)
         self.device = device
-        self._compute = compute_dtype(device, model.num_parameters())
+        self.computes_in = compute_dtype(device, parameters or model.num_parameters())
         self._takes_positions = "position_ids" in inspect.signature(self.trunk.forward).parameters
+        keep_freed_memory()
         use_faster_kernels(model)
-        in_fp32 = torch.device(device).type == "cpu" and self._compute == torch.float32
+        in_fp32 = torch.device(device).type == "cpu" and self.computes_in == torch.float32
         if in_fp32 and model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(tree_attention.NAME)
         self._computes_again = gradient_checkpointing
@@ -83,37 +78,36 @@ class Backbone:
             return None
         return Forest.of(batch.rows, width=None if self.by_blocks else min(self.width, self.window)).to(self.device)
 
-    def hidden(self, batch: TokenBatch, adapter: str | None = None, *, read: Tensor | None = None) -> Tensor:
-        """Last hidden states [B, T, D] of a padded batch, with one adapter or none."""
+    def hidden(self, batch: TokenBatch, adapter: str | None = None, **more: Any) -> Tensor:
+        """Last hidden states [B, T, D] of a padded batch, with one adapter or none; `more` is for `forward`."""
         return self.forward(
             batch.input_ids,
             position_ids=batch.position_ids,
             adapter=adapter,
-            read=read,
             attention_mask=batch.attention_mask,
+            **more,
         )
 
     def lines(self, batch: TokenBatch, forest: Forest, adapter: str | None = None, **more: Any) -> Tensor:
         """Last hidden states [L·W, D] of a batch laid out as trees; `more` is for `forward`, such as a cache."""
         return self._lines(batch, forest, adapter, by_blocks=self.by_blocks, **more)
 
-    def _lines(
-        self, batch: TokenBatch, forest: Forest, adapter: str | None, *, by_blocks: bool, **inputs: Any
-    ) -> Tensor:
+    def _lines(self, batch: TokenBatch, forest: Forest, adapter: str | None, *, by_blocks: bool, **more: Any) -> Tensor:
+        return self.forward(adapter=adapter, **self.laid_out(batch, forest, by_blocks=by_blocks), **more).flatten(0, 1)
+
+    def laid_out(self, batch: TokenBatch, forest: Forest, *, by_blocks: bool) -> dict[str, Any]:
+        """What `forward` is told of a batch as trees."""
+        inputs: dict[str, Any] = {
+            name: getattr(batch, name).flatten()[forest.sources_LW] for name in ("input_ids", "position_ids")
+        }
         if by_blocks:
             # A mask of four axes is passed on as it is; without one, the model would make its own.
-            inputs["blocks"], mask = forest.blocks(), torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
-        else:
-            mask = forest.mask
-            if self.model.config._attn_implementation == "eager":  # which adds its mask to the scores
-                mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
-        return self.forward(
-            batch.input_ids.flatten()[forest.sources_LW],
-            position_ids=batch.position_ids.flatten()[forest.sources_LW],
-            adapter=adapter,
-            attention_mask=mask,
-            **inputs,
-        ).flatten(0, 1)
+            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+            return inputs | {"attention_mask": mask, "blocks": forest.blocks()}
+        mask = forest.mask
+        if self.model.config._attn_implementation == "eager":  # which adds its mask to the scores
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
+        return inputs | {"attention_mask": mask}
 
     @property
     def width(self) -> int:
@@ -124,8 +118,9 @@ class Backbone:
     def window(self) -> int:
         """Tokens a line may have: where attention is local, it counts them along the line, and not by position."""
         config = self.model.config
-        kinds = (*(getattr(config, "layer_types", None) or ()), *getattr(config, "attention_layers", ()))
-        local = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
+        kinds = (*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ()))
+        sizes = (getattr(config, name, None) for name in ("sliding_window", "window_size", "attention_chunk_size"))
+        local = next(filter(None, sizes), None)
         return sys.maxsize if local is None or set(kinds) == {"full_attention"} else local
 
     @property
@@ -133,12 +128,16 @@ class Backbone:
         """Tokens that go through the model together: enough to keep the machine busy, and little enough to be light."""
         return 2**24 // self.width if torch.device(self.device).type == "cuda" else max(1024, 2**20 // self.width)
 
+    def parts(self, examples: Sequence[Sequence[Row]], most: int | None = None) -> list[list[int]]:
+        """Numbers of the examples of each forward pass (data/pack.py)."""
+        return parts(examples, tokens=self.budget, most=most, shared=self.shares_prompts)
+
     @property
     def by_blocks(self) -> bool:
         """Whether trees stand in one line, and attention goes through it block by block; it drops nothing then."""
         config = self.model.config
-        drops = max(getattr(config, name, 0.0) for name in ("attn_pdrop", "attention_dropout"))
-        return self.attends_by_blocks and not (self.model.training and drops)
+        configured = any(getattr(config, name, None) for name in ("attn_pdrop", "attention_dropout"))
+        return self.attends_by_blocks and not (self.model.training and configured and drops(self.model))
 
     @functools.cached_property
     def attends_by_blocks(self) -> bool:
@@ -152,6 +151,11 @@ class Backbone:
         Not where positions are counted along the line (ALiBi), or where attention takes no mask of its own.
         """
         return self.attends_by_blocks or self._reads_trees(by_blocks=False)
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether a mask of four axes, True where a token attends, is passed on to attention as it is."""
+        return self.shares_prompts and self.model.config._attn_implementation != "eager"
 
     def _reads_trees(self, *, by_blocks: bool) -> bool:
         """A few tokens tried."""
@@ -180,7 +184,7 @@ class Backbone:
             with torch.no_grad():
                 alone = self.hidden(batch)[batch.attention_mask].float()
                 states_MD, places_BT = read(rows)
-        except (RuntimeError, ValueError, TypeError):  # a mask of this shape, or a cache, is refused
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError):  # a mask like this, or a cache
             return False
         finally:
             self.model.train(training)
@@ -225,7 +229,7 @@ class Backbone:
 
         `read`: places of the flattened states; what stands elsewhere is of no use then.
         """
-        part = read if read is not None and self.reads_in_part else None
+        part = read.unique() if read is not None and self.reads_in_part else None
         return self._forward(input_ids, position_ids, adapter, part, **inputs)
 
     def _forward(
@@ -241,9 +245,9 @@ class Backbone:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Matrix products in bf16 where this device is measurably faster with it, everything delicate in fp32."""
-        if self._compute == torch.float32:
+        if self.computes_in == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(torch.device(self.device).type, self._compute)
+        return torch.autocast(torch.device(self.device).type, self.computes_in)
 
     def freeze(self) -> None:
         self.model.requires_grad_(False)
@@ -272,118 +276,22 @@ def say_that_prompts_are_read_again(model_type: str) -> None:
     )
 
 
-def load_causal(folder: Path, *, device: str, trained: bool) -> PreTrainedModel:
-    """A causal language model; `trained` says that an optimizer will change its own weights."""
-    model, missing = _load(AutoModelForCausalLM, folder, device=device, trained=trained)
-    if missing:
-        raise ModelError(
-            f"{folder} lacks {len(missing)} weights of a language model, {missing[0]} first",
-            hint="give a causal language model; a reward model has no head for tokens",
-        )
-    return model
-
-
-def load_classifier(folder: Path, *, device: str, trained: bool, seed: int | None) -> tuple[PreTrainedModel, bool]:
-    """A model with a head of one score, and whether that head is new.
-
-    Where the folder has no head, one is drawn from `seed`; with `seed=None` that is a `ModelError`.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed or 0)
-        model, missing = _load(AutoModelForSequenceClassification, folder, device=device, trained=trained, num_labels=1)
-    if missing and seed is None:
-        raise ModelError(
-            f"{folder} is no trained reward model: it has no weights for {', '.join(missing)}",
-            hint="give the folder of a reward stage, or of a sequence-classification model with one label",
-        )
-    return model, bool(missing)
-
-
-def _load(kind: Any, folder: Path, *, device: str, trained: bool, **options: Any) -> tuple[PreTrainedModel, list[str]]:
-    """The model, and the names of weights that the folder does not have."""
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder)
-            with torch.device("meta"):
-                size = sum(p.numel() for p in kind.from_config(config).parameters())
-            model, info = kind.from_pretrained(
-                folder,
-                dtype=weight_dtype(device, size, trained=trained),
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **options,
-            )
-    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"transformers cannot load {folder}: {error}", hint="is it a complete model of a known architecture?"
-        ) from error
-    return model.to(device).eval(), sorted(info["missing_keys"])
-
-
-def context_length(model: PreTrainedModel) -> int:
-    """The longest row the model has positions for."""
-    return getattr(model.config, "max_position_embeddings", None) or sys.maxsize
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder, with a pad token that is not its end token."""
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        raise ModelError(
-            f"no tokenizer in {folder}: {error}", hint="save it there: tokenizer.save_pretrained"
-        ) from error
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.add_special_tokens({"pad_token": PAD})
-    return tokenizer
-
-
-@torch.no_grad()
-def fit_vocabulary(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
-    """Give every token of the tokenizer a row; new rows are the mean of the old, so they are neither likely nor odd."""
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-    old = model.get_input_embeddings().get_parameter("weight").shape[0]
-    if len(tokenizer) <= old:
-        return
-    with quiet_transformers():
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    layers = (model.get_input_embeddings(), model.get_output_embeddings())
-    for layer in filter(None, layers):
-        weight = layer.get_parameter("weight")
-        weight[old:] = weight[:old].mean(0)
+def rates(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Where a model keeps its rates of dropout: modules, and what the attribute is called."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            yield module, "p"
+        for name in ("dropout", "attention_dropout", "dropout_prob", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                yield module, name
 
 
 def drop_dropout(model: nn.Module) -> None:
     """Dropout off for good, in training mode too (correctness 13 and 27); the saved configuration keeps its rates."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("dropout", "attention_dropout", "dropout_prob", "activation_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+    for module, name in rates(model):
+        setattr(module, name, 0.0)
 
 
-@contextlib.contextmanager
-def saving(folder: Path) -> Iterator[None]:
-    """For writing a model into `folder`: it exists, nothing is printed, and a full disk is a `StorageError`."""
-    with quiet_transformers(), writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars, and no reports of heads that are new on purpose."""
-    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()
+def drops(model: nn.Module) -> bool:
+    """Whether anything is dropped in training mode; the configuration does not tell."""
+    return any(getattr(module, name) for module, name in rates(model))

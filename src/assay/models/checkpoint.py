@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from assay.errors import StorageError
+from assay.errors import NotFiniteError, StorageError
 
 FILE = "checkpoint.safetensors"
 
@@ -26,9 +26,15 @@ FILE = "checkpoint.safetensors"
 def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write tensors and a JSON state; a crash or a full disk leaves the previous checkpoint as it was.
 
-    Raises `StorageError` when the file cannot be written.
+    Raises `StorageError` when the file cannot be written, and `NotFiniteError`, before it is touched, when a tensor is
+    not finite: what can be gone on from is not given up for what cannot.
     """
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    if odd := [name for name, tensor in own.items() if not torch.isfinite(tensor).all()]:
+        raise NotFiniteError(
+            f"{len(odd)} of {len(own)} tensors to save are not finite, first {odd[0]}",
+            hint="lower optim.learning_rate",
+        )
     text = json.dumps(state)
     target, draft = folder / FILE, folder / f".{FILE}.tmp"
     with writing(target):

@@ -10,17 +10,10 @@ from transformers import PreTrainedModel
 
 from assay import rng
 from assay.data.render import Renderer
-from assay.models.backbone import (
-    Backbone,
-    Tokenizer,
-    context_length,
-    drop_dropout,
-    fit_vocabulary,
-    load_classifier,
-    load_tokenizer,
-)
+from assay.models.backbone import Backbone, drop_dropout
 from assay.models.config import LoraConfig, Template
 from assay.models.heads import init_reward_head, resize_head, score_head
+from assay.models.load import Tokenizer, context_length, fit_vocabulary, load_classifier, load_tokenizer
 from assay.models.locate import locate
 from assay.models.pairs import PairRenderer
 from assay.models.readout import Readout

@@ -14,17 +14,10 @@ from assay.algorithms.logprobs import token_logprobs
 from assay.data.pack import TokenBatch
 from assay.data.render import Renderer
 from assay.errors import ModelError
-from assay.models.backbone import (
-    Backbone,
-    Tokenizer,
-    context_length,
-    fit_vocabulary,
-    load_causal,
-    load_tokenizer,
-    saving,
-)
+from assay.models.backbone import Backbone
 from assay.models.config import LoraConfig, Template
-from assay.models.locate import locate
+from assay.models.load import Tokenizer, context_length, fit_vocabulary, load_causal, load_tokenizer, saving
+from assay.models.locate import locate, weights_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +83,16 @@ class Policy:
         return self.tokenizer.pad_token_id
 
     @property
-    def budget(self) -> int:
-        """Tokens that go through it together."""
-        return self.backbone.budget
-
-    @property
     def context(self) -> int:
         """The longest row, prompt and response together, that the model has positions for."""
         return context_length(self.model)
+
+    @property
+    def identity(self) -> str:
+        """What decides the probabilities of the model that the adapter stands on: equal where they are, to the bit."""
+        folder, backbone = Path(self.source), self.backbone
+        facts = (weights_hash(folder), (folder / "config.json").read_text(encoding="utf-8"), len(self.tokenizer))
+        return repr((*facts, torch.device(backbone.device).type, self.model.dtype, backbone.computes_in))
 
     @property
     def head(self) -> tuple[Tensor, Tensor | None]:

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from torch.nn import Parameter
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from assay.models.config import Template
 from assay.models.readout import Readout
@@ -70,3 +72,16 @@ def head_parameters(model: PreTrainedModel) -> dict[str, Parameter]:
     """Everything above the trunk: the score layer, and an encoder's pooler where it lies outside the trunk."""
     inside = f"{model.base_model_prefix}."
     return {name: p for name, p in model.named_parameters() if not name.startswith(inside) and ".lora_" not in name}
+
+
+def missing_head(folder: Path) -> list[str]:
+    """Weights of the head that a reward model's folder does not hold; no weight is read."""
+    config = AutoConfig.from_pretrained(folder)
+    config.num_labels = 1
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    held: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            held.update(weights.keys())
+    return sorted(head_parameters(model).keys() - held)

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from assay.algorithms.process_loss import whole_response
-from assay.data.pack import TokenBatch, collate, parts, together
+from assay.data.pack import TokenBatch, collate
 from assay.data.render import Renderer, Row
 from assay.data.steps import split_steps
 from assay.errors import ModelError
 from assay.models.attribution import attribute
-from assay.models.backbone import Backbone, Tokenizer, saving
+from assay.models.backbone import Backbone
 from assay.models.calibration import preference_gain
 from assay.models.config import Template
+from assay.models.load import Tokenizer, saving
 from assay.models.locate import weights_hash
 from assay.models.pairs import PairRenderer
 from assay.models.reward_folder import (
@@ -76,11 +77,6 @@ class RewardModel:
     @property
     def pad_id(self) -> int:
         return self.tokenizer.pad_token_id
-
-    @property
-    def budget(self) -> int:
-        """Tokens that go through it together."""
-        return self.backbone.budget
 
     @property
     def causal(self) -> bool:
@@ -247,12 +243,9 @@ class RewardModel:
     def _in_batches(
         self, rows: Sequence[Row], size: int, of: Callable[[TokenBatch, Sequence[int]], Iterable[Tensor]]
     ) -> list[Tensor]:
-        """`of(batch, its row numbers)` for every row, in order: answers to one prompt together, where it is shared."""
-        pads = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-        order = together(rows) if self.causal else pads
+        """`of(batch, its row numbers)` for every row, in order."""
         found: dict[int, Tensor] = {}
-        for part in parts([len(rows[i].ids) for i in order], tokens=self.budget, rows=size):
-            index = [order[i] for i in part]
+        for index in self.backbone.parts([(row,) for row in rows], size):
             batch = collate([rows[i] for i in index], self.pad_id).to(self.backbone.device)
             found |= zip(index, of(batch, index), strict=True)
         return [found[i] for i in range(len(rows))]

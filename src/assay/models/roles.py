@@ -18,16 +18,10 @@ from torch import Tensor, nn
 
 from assay.data.render import Renderer
 from assay.errors import ModelError
-from assay.models.backbone import (
-    Backbone,
-    context_length,
-    drop_dropout,
-    fit_vocabulary,
-    load_classifier,
-    load_tokenizer,
-)
+from assay.models.backbone import Backbone, drop_dropout
 from assay.models.config import LoraConfig, Template
 from assay.models.heads import ValueHead
+from assay.models.load import context_length, fit_vocabulary, load_classifier, load_tokenizer
 from assay.models.load_reward import load_reward_model
 from assay.models.locate import locate, weights_hash
 from assay.models.policy import Policy, ResponseLogprobs, load_policy

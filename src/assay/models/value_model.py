@@ -9,15 +9,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from assay.data.pack import TokenBatch
-from assay.models.backbone import (
-    Backbone,
-    drop_dropout,
-    fit_vocabulary,
-    load_classifier,
-    load_tokenizer,
-    saving,
-)
+from assay.models.backbone import Backbone, drop_dropout
 from assay.models.heads import ValueHead
+from assay.models.load import fit_vocabulary, load_classifier, load_tokenizer, saving
 from assay.models.locate import locate
 from assay.models.policy import LabelIndex
 
@@ -33,11 +27,6 @@ class ValueModel:
         self.adapter = adapter
         self.source = source
         """Folder of the model that the adapter stands on."""
-
-    @property
-    def budget(self) -> int:
-        """Tokens that go through it together."""
-        return self.backbone.budget
 
     def values(self, batch: TokenBatch) -> Tensor:
         """[B, R], fp32, aligned with `Policy.logprobs`; zero where no response token is."""

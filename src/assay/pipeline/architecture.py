@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import AutoConfig
 
 from assay.data.prepared import Prepared
 from assay.errors import AssayError
-from assay.models.backbone import load_tokenizer
+from assay.models.load import load_tokenizer
 from assay.models.locate import locate
 from assay.models.scratch import new_shape, train_tokenizer
 from assay.pipeline.graph import Source
@@ -35,30 +36,27 @@ class Architectures:
 
     def shape(self, step: Step, role: str = "") -> Any:
         """transformers' configuration of the stage's model, or of one of its roles; None where it is not here."""
-        origin = self._origin(self._source(step, role), step)
+        origin = self.origin(step, role)
         if isinstance(origin, PretrainConfig):
             settings = {name: getattr(origin, name) for name in ("layers", "width", "heads", "max_length")}
             return new_shape(origin.architecture, **settings, vocabulary=origin.vocabulary)
         if origin not in self._shapes:
-            try:
+            self._shapes[origin] = None
+            with suppress(AssayError, OSError):
                 self._shapes[origin] = AutoConfig.from_pretrained(locate(origin, fetch=False))
-            except (AssayError, OSError):
-                self._shapes[origin] = None
         return self._shapes[origin]
 
     def tokenizer(self, step: Step) -> Any:
         """Its own; where there is none yet, one trained on the data's text."""
-        origin = self._origin(self._source(step, ""), step)
-        made = isinstance(origin, PretrainConfig)
-        key = f"{origin.vocabulary} words" if made else origin
+        origin = self.origin(step)
+        words = origin.vocabulary if isinstance(origin, PretrainConfig) else WORDS
+        key = origin if isinstance(origin, str) else f"{words} words"
+        if key not in self._tokenizers and isinstance(origin, str):
+            with suppress(AssayError):
+                self._tokenizers[key] = load_tokenizer(locate(origin, fetch=False))
         if key not in self._tokenizers:
-            try:
-                self._tokenizers[key] = None if made else load_tokenizer(locate(origin, fetch=False))
-            except AssayError:
-                self._tokenizers[key] = None
-            if self._tokenizers[key] is None:
-                texts = list((self.data.text or training_dialogues(self.data))[:TEXTS])
-                self._tokenizers[key] = train_tokenizer(texts, origin.vocabulary if made else WORDS)
+            texts = list((self.data.text or training_dialogues(self.data))[:TEXTS])
+            self._tokenizers[key] = train_tokenizer(texts, words)
         return self._tokenizers[key]
 
     def stands_on(self, step: Step) -> bool:
@@ -72,20 +70,12 @@ class Architectures:
         lora = isinstance(made.config, RewardConfig) and made.config.lora is not None
         return lora and made.inputs["base"][0] == base
 
-    def _source(self, step: Step, role: str) -> Source | None:
-        """What fills a role; its base if that role is empty, None for a stage that begins with nothing."""
+    def origin(self, step: Step, role: str = "") -> PretrainConfig | str:
+        """Where the weights of a role, or of its base, begin: the settings of a pretrain stage, or a model's name."""
         assert step.node is not None
         inputs = step.node.inputs
         found = inputs.get(role) or inputs.get("base") or inputs.get("policies")
-        return found[0] if found else None
-
-    def _origin(self, source: Source | None, step: Step) -> PretrainConfig | str:
-        """Where weights begin: the settings of a pretrain stage, or a model from outside."""
-        if source is None:
-            assert step.node is not None
-            assert isinstance(step.node.config, PretrainConfig)
+        if not found:
+            assert isinstance(step.node.config, PretrainConfig)  # which begins with nothing
             return step.node.config
-        if source.outside:
-            return source.name
-        made = self.steps[source.name]
-        return self._origin(self._source(made, ""), made)
+        return found[0].name if found[0].outside else self.origin(self.steps[found[0].name])

@@ -27,7 +27,8 @@ from assay.pipeline.lock import is_free, locked
 PACKAGE = Path(__file__).parents[1]
 MANIFEST = "manifest.json"
 CHECKPOINT = "checkpoint"
-LOGS = ("metrics.jsonl", "samples.jsonl")
+FINDINGS = "findings.jsonl"
+LOGS = ("metrics.jsonl", "samples.jsonl", FINDINGS)
 CODE = (
     *("algorithms", "data", "worlds", "models", "rollout", "rewards", "evaluation", "stages", "assets"),
     *("rng.py", "statistics.py", "types.py", "pipeline/evaluators.py", "pipeline/inputs.py"),

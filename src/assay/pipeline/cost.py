@@ -1,29 +1,33 @@
 """What a stage will take: peak memory, seconds per optimizer step, seconds in all; and what to change if it cannot fit.
 
     memory   process + weights of every role + moments of what is trained + the largest of what comes and goes:
-             gradients and activations of a micro-batch, key-value cache and logits, a checkpoint in the making
-    time     Σ over the stage's tasks of counts × rates measured now, on this machine, at the model's own width
+             gradients and activations of a micro-batch, key-value cache and logits, a model or checkpoint being saved
+    time     Σ over the stage's tasks of how often × seconds measured now, on this machine, at the model's own width
 
-Counts are of the data's own rows (workload.py); bytes and rates are of the code that will run (rehearsal.py).
+What is done: workload.py; bytes of a pass: footprint.py; seconds of one: rates.py.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from pydantic import ValidationError
 
 from assay.data.prepared import Prepared
 from assay.data.render import Renderer
+from assay.models.backbone import Backbone
 from assay.models.config import LoraConfig, Template
+from assay.models.precision import compute_dtype
+from assay.pipeline import environment
 from assay.pipeline.architecture import Architectures
+from assay.pipeline.footprint import MAPPED, Model, taken
 from assay.pipeline.graph import Node
-from assay.pipeline.rehearsal import MAPPED, Model, Rates, held, taken
+from assay.pipeline.rates import Rates
 from assay.pipeline.steps import Step
-from assay.pipeline.workload import Decode, Pass, Role, Task, Work, Workload
+from assay.pipeline.workload import Decode, Pass, Role, Task, Work, Workload, tokens
 from assay.stages.config import (
     BestOfConfig,
     DistillConfig,
@@ -47,11 +51,12 @@ CHOICES: tuple[tuple[str, Any], ...] = (
     ("micro_batch_size", 8),
     ("micro_batch_size", 1),
     ("decode_batch", 16),
+    ("decode_batch", 1),
     ("gradient_checkpointing", True),
     ("lora", LoraConfig()),
     ("max_length", 128),
 )
-"""Settings that take memory away, those that change the result least first."""
+"""Settings that take memory away, those that change the result least first. (Evaluation decodes by its batch_size.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,53 +70,72 @@ class Estimate:
     wall_s: float | None = None
 
 
+@dataclass(frozen=True)
+class Stage:
+    """Who works, who else is in memory, and what is done."""
+
+    config: Any
+    models: Mapping[Role, Model]
+    resident: Sequence[Model]
+    work: Work
+
+
 class Estimator:
     """Estimates for the stages of one run; what they have in common is looked at once."""
 
-    def __init__(
-        self, steps: Mapping[str, Step], data: Prepared, template: Template, *, device: str, process_mb: float
-    ) -> None:
+    def __init__(self, steps: Mapping[str, Step], data: Prepared, template: Template, *, device: str) -> None:
         self.steps, self.data = steps, data
         self.template: Template = template
-        self.device, self.process_mb = device, process_mb
+        self.device = device
+        self.process_mb = 0.0
         self.architectures = Architectures(steps, data)
         self._models: dict[Any, Model] = {}
-        self._works: dict[Any, Work] = {}
+        self._like: dict[Any, Backbone] = {}
+        self._stages: dict[Any, Stage] = {}
         self._held: dict[Any, int] = {}
         self._rates: dict[Any, Rates] = {}
 
     def of(self, step: Step, count: int, *, config: Any = None, timed: bool = False) -> Estimate | None:
         """With `count` optimizer steps, under other settings if given; None where the model is not here."""
         assert step.node is not None
-        config = config or step.node.config
-        policy = self._model(step, "policy", config)
-        if policy is None:
+        stage = self._stage(step, config or step.node.config, count)
+        if stage is None:
             return None
-        sizes = policy.sizes
-        work = self._work(step, config, policy, count)
-        memory_mb = self._memory(step, config, work) / MB + self.process_mb
+        policy = stage.models["policy"]
+        memory_mb = self._memory(stage) / MB + self.process_mb
         if self.device == "cpu" and any(earlier.kind == "reward" for earlier in self._until(step)):
             memory_mb += REPORT_MB
         if not timed:
-            return Estimate(policy.parameters, sizes.trained, memory_mb)
-        cycle = self._seconds(step, config, work.cycle) + work.updates * self._updates(step, config, work)
-        wall = self._seconds(step, config, work.once) + work.cycles * cycle
-        return Estimate(policy.parameters, sizes.trained, memory_mb, cycle / work.updates if count else None, wall)
+            return Estimate(policy.parameters, policy.trained_parameters, memory_mb)
+        update_s = sum(self._rates_of(stage.models[role]).update() for role in stage.work.learners)
+        step_s = sum(self._seconds(stage, task) for task in stage.work.each) + update_s
+        wall_s = sum(self._seconds(stage, task) for task in stage.work.once) + count * step_s
+        return Estimate(policy.parameters, policy.trained_parameters, memory_mb, step_s if count else None, wall_s)
 
-    def that_fit(self, step: Step, count: int, limit_mb: float) -> Iterator[str]:
-        """Settings of the stage, each tried by this estimate, with which it would fit; all of them if none will."""
+    def count_process(self) -> None:
+        """Count what this process holds from now on: what the stages import too, and no stand-ins."""
+        self._like.clear()
+        self._rates.clear()
+        environment.give_back()
+        self.process_mb = environment.resident_mb()
+
+    def that_fits(self, step: Step, count: int, limit_mb: float) -> dict[str, str]:
+        """Settings, as the command line takes them, with which the stage is within the limit; {} where none are."""
         assert step.node is not None
-        config, together = step.node.config, {}
-        for name, value in CHOICES:
-            now = getattr(config, name, value)
-            if now == value or (isinstance(value, int) and isinstance(now, int) and value is not True and now <= value):
-                continue
-            together[name] = value
-            for changes in ({name: value}, dict(together)):
-                estimate = self.of(step, count, config=config.model_copy(update=changes))
-                if estimate and estimate.memory_mb <= limit_mb:
-                    yield ", ".join(f"{step.id}.{key}={_written(new)}" for key, new in changes.items())
-                    break
+        config, changes = step.node.config, dict[str, Any]()
+
+        def fits(changed: Mapping[str, Any]) -> bool:
+            estimate = self.of(step, count, config=config.model_copy(update=dict(changed)))
+            return estimate is not None and estimate.memory_mb <= limit_mb
+
+        for name, value in _choices(config):
+            changes[name] = value
+            if fits(changes):
+                for least in list(changes):
+                    fewer = {name: new for name, new in changes.items() if name != least}
+                    changes = fewer if fewer and fits(fewer) else changes
+                return {f"{step.id}.{name}": written(value) for name, value in changes.items()}
+        return {}
 
     # Who takes part
 
@@ -123,146 +147,137 @@ class Estimator:
             if earlier.node is not None:
                 yield earlier.node
 
-    def _model(self, step: Step, role: Role, config: Any) -> Model | None:
-        """The model of a role, and what is trained of it; a reward model that is not here looks like the policy."""
-        shape = self.architectures.shape(
-            step, "reward" if role == "reward" else "teacher" if role == "reference" else ""
-        )
-        if shape is None:
-            return None
-        assert step.node is not None
-        own_kind = step.node.kind
-        own = "reward" if own_kind == "reward" else "policy"
-        learns = role in (own, "policy", "value") and _trains(config)
-        checkpointed = isinstance(config, TrainingConfig) and config.gradient_checkpointing and own_kind != "pretrain"
-        classifier = role in ("reward", "value") or own == "reward"
-        model = Model(shape, self.device, classifier, learns, getattr(config, "lora", None), checkpointed)
-        return self._models.setdefault(model.key, model)  # which remembers its sizes
+    def _stage(self, step: Step, config: Any, count: int) -> Stage | None:
+        key = (step.id, config.model_dump_json(), count)
+        models = self._roles(step, config)
+        if key in self._stages or models is None:
+            return self._stages.get(key)
+        policy = models["policy"]
+        length = min(config.max_length, policy.context)
+        renderer = Renderer(self.architectures.tokenizer(step), template=self.template, max_length=length)
+        exact = compute_dtype(self.device, policy.parameters).itemsize == 4
+        exact = exact and getattr(config, "rollout_weights", "trained") == "trained"
+        work = Workload(config, self.data, renderer, self._reader(policy).budget, exact).work(count)
+        self._stages[key] = Stage(config, models, list(self._resident(step, config, models)), work)
+        return self._stages[key]
 
-    def _resident(self, step: Step, config: Any) -> Iterator[Model]:
+    def _roles(self, step: Step, config: Any) -> dict[Role, Model] | None:
+        """The model of each role, and what is trained of it; one that is not here is taken to look like the policy."""
+        assert step.node is not None
+        base, reward, teacher = (self.architectures.shape(step, role) for role in ("", "reward", "teacher"))
+        if base is None:
+            return None
+        trains = not isinstance(config, EvaluateConfig) and config.leaves_model
+        trains = trains and not getattr(config, "trained", False)
+        again = isinstance(config, TrainingConfig) and config.gradient_checkpointing and step.node.kind != "pretrain"
+
+        def model(shape: Any, *, classifier: bool, learns: bool) -> Model:
+            made = Model(shape, self.device, classifier, learns and trains, getattr(config, "lora", None), again)
+            return self._models.setdefault(made.key, made)  # which remembers its sizes
+
+        judge = step.node.kind == "reward"
+        return {
+            "policy": model(base, classifier=judge, learns=True),
+            "value": model(base, classifier=True, learns=True),
+            "reward": model(reward or base, classifier=True, learns=judge),
+            "reference": model(teacher or base, classifier=False, learns=False),
+        }
+
+    def _resident(self, step: Step, config: Any, models: Mapping[Role, Model]) -> Iterator[Model]:
         """Every model in memory at once, as stages load them (models/roles.py)."""
-        policy = self._model(step, "policy", config)
-        assert policy is not None
-        frozen = replace(policy, trained=False)
+        policy = models["policy"]
         yield policy
         apart = policy.trained and config.lora is None if hasattr(config, "lora") else False
-        if isinstance(config, EvaluateConfig):
-            yield frozen  # the last one is there until the next one is
-        if apart and isinstance(config, SamplingStageConfig | BestOfConfig | PreferenceConfig):
-            yield frozen
+        samples = isinstance(config, SamplingStageConfig | BestOfConfig)
+        if isinstance(config, EvaluateConfig | DistillConfig):  # the last policy is there until the next one is
+            yield models["reference"]
+        if apart and (samples or (isinstance(config, PreferenceConfig) and config.rounds)):
+            yield models["reference"]
         if apart and isinstance(config, PPOConfig):
-            yield replace(policy, classifier=True)
-        if isinstance(config, DistillConfig):
-            yield replace(self._model(step, "reference", config) or frozen, trained=False)
-        scores = isinstance(config, SamplingStageConfig | BestOfConfig) or getattr(config, "reward", None)
-        if scores and not self.architectures.stands_on(step):
-            yield replace(self._model(step, "reward", config) or frozen, trained=False, classifier=True)
+            yield models["value"]
+        if (samples or getattr(config, "reward", None)) and not self.architectures.stands_on(step):
+            yield models["reward"]
 
-    def _work(self, step: Step, config: Any, policy: Model, count: int) -> Work:
-        key = (step.id, config.model_dump_json(), count)
-        if key in self._works:
-            return self._works[key]
-        tokenizer = self.architectures.tokenizer(step)
-        length = min(config.max_length, policy.context)
-        renderer = Renderer(tokenizer, template=self.template, max_length=length)
-        self._works[key] = Workload(config, self.data, renderer, self._rates_of(policy).backbone).work(count)
-        return self._works[key]
+    def _reader(self, model: Model) -> Backbone:
+        """One block that reads: it lays out rows as the whole model would."""
+        bare = replace(model.as_causal, trained=False, gradient_checkpointing=False, stands_for=model.parameters)
+        if bare.key not in self._like:
+            self._like[bare.key], _ = bare.stand_in(1, words=64).build()
+        return self._like[bare.key]
 
     # Memory, in bytes
 
-    def _memory(self, step: Step, config: Any, work: Work) -> float:
+    def _memory(self, stage: Stage) -> float:
         """What stays, and the most of what comes and goes."""
-        weights = sum(model.sizes.weights for model in self._resident(step, config))
-        changed = 0
-        for role in work.learners:
-            model = self._model(step, role, config)
-            changed += model.sizes.trained_bytes if model else 0
-        best = changed if isinstance(config, SamplingStageConfig | PreferenceConfig) else 0
-        kept = weights + MOMENTS * changed + best
-        checkpoint = (1 + MOMENTS) * changed + best  # a copy of all that, on its way to the disk
-        passing = [self._passing(step, config, task) for task in self._largest(step, config, work.tasks)]
+        policy, work = stage.models["policy"], stage.work
+        changed = sum(stage.models[role].trained_weights for role in work.learners)
+        best = policy.trained_weights if isinstance(stage.config, SamplingStageConfig | PreferenceConfig) else 0
+        kept = sum(model.weights for model in stage.resident) + MOMENTS * changed + best
+        checkpoint = (1 + MOMENTS) * changed + best if changed else 0  # a copy of all that, on its way to the disk
+        tasks = [*work.each, *work.once]
+        decodes = [task for task in tasks if isinstance(task, Decode)]
+        passing = max((self._passing(stage, task) for task in self._largest(stage, tasks)), default=0)
         decoding, left = (
-            max((of(step, config, task) for task in work.tasks if isinstance(task, Decode)), default=0)
+            max((of(stage.models[task.role], task) for task in decodes), default=0)
             for of in (self._decoding, self._left_over)
         )
-        return kept + max(checkpoint, decoding, max(passing, default=0) + left)
+        return kept + max(checkpoint, policy.merged, decoding, passing + left)
 
-    def _largest(self, step: Step, config: Any, tasks: Sequence[Task]) -> Iterator[Pass]:
-        """The passes that may hold most: of those alike the largest; a reading one only beyond all learning."""
-        passes = [task.prefill if isinstance(task, Decode) else task for task in tasks]
-        learned = max((task.largest.places for task in passes if task.learns), default=0)
-        found: dict[Any, Pass] = {}
-        for task in sorted(passes, key=lambda task: task.largest.places):
-            if task.learns or task.largest.places > learned:
-                model = self._model(step, task.role, config)
-                assert model is not None
-                found[model.key if task.learns else model.config.to_json_string(), task.learns, task.words] = task
-        return iter(found.values())
+    def _largest(self, stage: Stage, tasks: Sequence[Task]) -> list[Pass]:
+        """The passes that may hold most: all that learn, and of the reading ones alike the one with the most tokens."""
+        passes = [task.prompts if isinstance(task, Decode) else task for task in tasks]
+        learned = max((tokens(task.rows) for task in passes if task.learns), default=0)
+        reading = sorted((task for task in passes if not task.learns), key=lambda task: tokens(task.rows))
+        alike = {(stage.models[task.role].config.to_json_string(), task.words): task for task in reading}
+        return [*(task for task in passes if task.learns), *(t for t in alike.values() if tokens(t.rows) > learned)]
 
-    def _passing(self, step: Step, config: Any, task: Pass) -> int:
-        model = self._model(step, task.role, config)
-        assert model is not None
-        again = task.learns and not task.alone
-        key = (model.key, task.largest, task.learns, task.words, again)
+    def _passing(self, stage: Stage, task: Pass) -> int:
+        model, shape = stage.models[task.role], tuple((row.prompt_length, len(row.ids)) for row in task.rows)
+        key = (model.key, shape, task.learns, task.words, task.ends, task.again)
         if key not in self._held:
-            self._held[key] = held(model, task.largest, learns=task.learns, words=task.words, again=again)
+            self._held[key] = model.held(task, self._reader(model))
         return self._held[key]
 
-    def _decoding(self, step: Step, config: Any, task: Decode) -> int:
+    def _decoding(self, model: Model, task: Decode) -> int:
         """Key-value caches, and the logits of a token."""
-        model = self._model(step, task.role, config)
-        assert model is not None
-        tensor = task.rows * task.columns * model.cache_bytes // (2 * model.blocks)
         drawn = DRAWN * task.rows * model.vocabulary * 4
-        return drawn + CACHES * 2 * model.blocks * taken(tensor, model.heap)
+        return drawn + CACHES * 2 * model.blocks * taken(task.rows * task.columns * model.cached, model.heap)
 
-    def _left_over(self, step: Step, config: Any, task: Decode) -> int:
+    def _left_over(self, model: Model, task: Decode) -> int:
         """What decoding leaves in the heap: pieces into which the larger tensors of a micro-batch do not fit."""
-        model = self._model(step, task.role, config)
-        assert model is not None
-        tensor = task.rows * task.columns * model.cache_bytes // (2 * model.blocks)
-        return self._decoding(step, config, task) if tensor < MAPPED and self.device == "cpu" else 0
+        in_heap = task.rows * task.columns * model.cached < MAPPED and self.device == "cpu"
+        return self._decoding(model, task) if in_heap else 0
 
-    # Time, in seconds
+    # Time
 
     def _rates_of(self, model: Model) -> Rates:
-        if type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING:  # the trunk is what takes time, whatever head it has
-            model = replace(model, classifier=False)
-        if model.key not in self._rates:
-            self._rates[model.key] = Rates(model)
-        return self._rates[model.key]
+        return self._rates.setdefault(model.key, Rates(model.as_causal))
 
-    def _seconds(self, step: Step, config: Any, tasks: Sequence[Task]) -> float:
-        return sum(task.times * self._once(step, config, task) for task in tasks)
-
-    def _once(self, step: Step, config: Any, task: Task) -> float:
-        model = self._model(step, task.role, config)
-        assert model is not None
-        rates = self._rates_of(model)
-        if isinstance(task, Decode):
-            one, many = (rates.decode(rows, task.columns) for rows in (1, max(2, task.rows)))
-            a_row = (many - one) / (max(2, task.rows) - 1)
-            reading = sum(rates.trunk(prompts, learns=False) for prompts in task.prompts)
-            return reading + task.steps * (one - a_row) + task.row_steps * a_row
-        each = rates.trunk(task.largest, learns=task.learns) / task.largest.places
-        return statistics.fmean(
-            sum(
-                each * part.places + (rates.head(part.labels, learns=task.learns) if task.words else 0)
-                for part in batch
-            )
-            for batch in task.batches
-        )
-
-    def _updates(self, step: Step, config: Any, work: Work) -> float:
-        """Of the optimizers, for one step."""
-        models = [self._model(step, role, config) for role in work.learners]
-        return sum(self._rates_of(model).optimizer() * model.sizes.trained for model in models if model)
+    def _seconds(self, stage: Stage, task: Task) -> float:
+        rates = self._rates_of(stage.models[task.role])
+        if isinstance(task, Pass):
+            return task.tokens / tokens(task.rows) * rates.passing(task)
+        one, many = (rates.token(rows, task.columns) for rows in (1, max(2, task.rows)))
+        a_row = (many - one) / (max(2, task.rows) - 1)
+        return self._seconds(stage, task.prompts) + task.steps * (one - a_row) + task.row_steps * a_row
 
 
-def _trains(config: Any) -> bool:
-    return not isinstance(config, EvaluateConfig) and config.leaves_model and not getattr(config, "trained", False)
+def _choices(config: Any) -> Iterator[tuple[str, Any]]:
+    """Those of the choices that would change the settings to less, and make valid ones."""
+    for name, value in CHOICES:
+        name = "batch_size" if name == "decode_batch" and isinstance(config, EvaluateConfig) else name
+        if name not in type(config).model_fields or (name == "gradient_checkpointing" and config.kind == "pretrain"):
+            continue
+        now = getattr(config, name)
+        less = now is None or (now > value if type(value) is int else not now)
+        if name == "max_length" and hasattr(config, "sampling"):  # a prompt needs room beside its answer
+            less = less and value > 2 * config.sampling.max_new_tokens
+        with suppress(ValidationError):
+            type(config).model_validate({**config.model_dump(exclude_unset=True), name: value})
+            if less:
+                yield name, value
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """A setting as the command line takes it."""
     return str(value).lower() if isinstance(value, bool) else "{r: 8}" if isinstance(value, LoraConfig) else str(value)

@@ -106,6 +106,18 @@ def memory_mb(device: str = "cpu") -> float:
     return min(limits) / 2**20
 
 
+def free_mb(device: str = "cpu") -> float:
+    """What of that memory nobody else holds now; all of it where the system does not say."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**20
+    with suppress(OSError, KeyError):
+        facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return min(memory_mb(device), int(facts["MemAvailable"].split()[0]) / 1024 + resident_mb())
+    return memory_mb(device)
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -6,7 +6,8 @@ Parameters are exact: the models are built without storage. Memory and time are 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,11 @@ from assay.stages.config import (
 )
 
 if TYPE_CHECKING:
-    from assay.pipeline.cost import Estimator
+    from assay.pipeline.cost import Estimate, Estimator
 
 CHARACTERS_PER_TOKEN = 4
+ALLOWED = 1.1
+"""An estimate may be this much above what there is before a run is refused: it may be too high by as much."""
 
 
 def plan(named: NamedRecipe, request: Request) -> dict[str, Any]:
@@ -56,30 +59,62 @@ def plan(named: NamedRecipe, request: Request) -> dict[str, Any]:
     }
 
 
-def check_memory(named: NamedRecipe, steps: Sequence[Step], store: Store, data: Prepared) -> Estimator:
-    """UsageError, before any model is loaded, for the stages still to make that would not fit, with what would."""
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a stage still to make would take, and where that is too much, settings with which it would fit."""
+
+    step: Step
+    estimate: Estimate
+    there_mb: float
+    change: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        return self.estimate.memory_mb <= self.there_mb * ALLOWED
+
+
+def estimator_of(named: NamedRecipe, steps: Sequence[Step], data: Prepared) -> Estimator:
+    """The estimator of these steps on the recipe's device."""
     from assay.pipeline.cost import Estimator
 
     device = environment.device(named.recipe.device)
-    estimator = Estimator(
+    return Estimator(
         {step.id: step for step in steps},
         data,
         named.recipe.model.template,
         device=device,
-        process_mb=0 if device.startswith("cuda") else environment.resident_mb(),
     )
-    there = environment.memory_mb(device)
-    for step in steps:
-        if step.node is None or store.get(step.identity.id):
-            continue
-        count = optimizer_steps(step.node.config, data)
-        estimate = estimator.of(step, count)
-        if estimate and estimate.memory_mb > there:
-            fit = list(estimator.that_fit(step, count, there))
-            raise UsageError(
-                f"{step.id} would need about {estimate.memory_mb:,.0f} MB of memory, and there are {there:,.0f} MB",
-                hint=f"this would fit: {'; or '.join(fit)}" if fit else "it needs a smaller model or a larger machine",
-            )
+
+
+def memory_needs(estimator: Estimator, store: Store) -> Iterator[Need]:
+    """Of every stage still to make whose model is here."""
+    there = environment.memory_mb(estimator.device)
+    to_make = [
+        (step, optimizer_steps(step.node.config, estimator.data))
+        for step in estimator.steps.values()
+        if step.node is not None and not store.get(step.identity.id)
+    ]
+    for step, count in to_make:
+        estimator.of(step, count)
+    if not estimator.device.startswith("cuda"):
+        estimator.count_process()
+    for step, count in to_make:
+        if estimate := estimator.of(step, count):
+            need = Need(step, estimate, there)
+            yield need if need.fits else replace(need, change=estimator.that_fits(step, count, there))
+
+
+def check_memory(named: NamedRecipe, steps: Sequence[Step], store: Store, data: Prepared) -> Estimator:
+    """UsageError, before any model is loaded, for the stages still to make that would not fit, with what would."""
+    estimator = estimator_of(named, steps, data)
+    short = [need for need in memory_needs(estimator, store) if not need.fits]
+    if short:
+        needs = (f"{need.step.id} would need about {need.estimate.memory_mb:,.0f} MB of memory" for need in short)
+        changes = " ".join(f"{key}={value}" for need in short for key, value in need.change.items())
+        hopeless = " and ".join(need.step.id for need in short if not need.change)
+        hints = [f"this would fit: {changes}"] if changes else []
+        hints += [f"{hopeless} would fit a larger machine, or a smaller model"] if hopeless else []
+        raise UsageError(f"{', '.join(needs)}, and there are {short[0].there_mb:,.0f} MB", hint="; ".join(hints))
     return estimator
 
 

@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from assay.config import Config, Fault, check, did_you_mean, faults_error
 from assay.data.config import FileData
+from assay.doctor.config import DoctorConfig
 from assay.document import Document, KeyPath, dotted, read_file, split_override, write_yaml
 from assay.errors import ConfigError
 from assay.models.config import ModelConfig
@@ -94,6 +95,13 @@ class Recipe(Config):
         default_factory=list, description="where metrics go besides metrics.jsonl"
     )
 
+    doctor: DoctorConfig = Field(DoctorConfig(), description="what happens when a stage goes wrong")
+
+    @property
+    def corrects(self) -> bool:
+        """Whether monitors may change how a stage trains, and with it the weights."""
+        return self.doctor.act == "correct"
+
     def resolved(self) -> dict[str, Any]:
         """Every setting with its value, in the form a recipe file has."""
         plain = self.model_dump(mode="json")
@@ -116,15 +124,40 @@ class NamedRecipe:
     @property
     def run_dir(self) -> Path:
         """<runs_dir>/<name>-<hash8>: the same settings give the same folder, so that running again resumes."""
-        facts = self.recipe.model_dump(mode="json", exclude={"runs_dir", "track", "device"})
+        asked_only = {"runs_dir", "track", "device"} | ({"doctor"} if not self.recipe.corrects else set())
+        facts = self.recipe.model_dump(mode="json", exclude=asked_only)
         digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=4).hexdigest()
         return Path(self.recipe.runs_dir) / f"{self.name}-{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A recipe as it is written, overrides included: what it comes to, or every fault that keeps it from that."""
+
+    path: Path
+    document: Document
+    named: NamedRecipe | None
+    faults: Sequence[Fault] = ()
+
+    def label(self, path: KeyPath) -> str:
+        """How the user calls a key."""
+        return _label(self.document, path)
 
 
 def load_recipe(
     reference: str | None = None, overrides: Sequence[str] = (), environment: Mapping[str, str] = os.environ
 ) -> NamedRecipe:
     """The recipe at a path or of a shipped name, with overrides; ConfigError names every fault and its place."""
+    written = draft(reference, overrides, environment)
+    if written.named is None:
+        raise faults_error(written.faults)
+    return written.named
+
+
+def draft(
+    reference: str | None = None, overrides: Sequence[str] = (), environment: Mapping[str, str] = os.environ
+) -> Draft:
+    """`load_recipe`, with faults as data; ConfigError only where there is no recipe, or no YAML in it."""
     path = find_recipe(reference)
     document = read_file(path)
     _spell_out(document)
@@ -132,19 +165,14 @@ def load_recipe(
     faults += _apply(document, (("command line", *split_override(text)) for text in overrides))
     recipe, more = check(Recipe, document, name=lambda key: _label(document, key))
     if recipe is None or faults:
-        raise faults_error(faults + more)
+        return Draft(path, document, None, faults + more)
     links, broken = graph.link(recipe.model.path, recipe.stages)
-    if broken:
-        paths = [("stages", fault.stage, recipe.stages[fault.stage].kind, fault.field) for fault in broken]
-        raise faults_error(
-            [
-                Fault(document.origin(path), f"{_label(document, path)}: {fault.what}", fault.hint)
-                for path, fault in zip(paths, broken, strict=True)
-            ]
-        )
-    if unjudged := _unjudged(recipe, document):
-        raise faults_error(unjudged)
-    return NamedRecipe(_name(path), recipe, links)
+    paths = [("stages", fault.stage, recipe.stages[fault.stage].kind, fault.field) for fault in broken]
+    faults = [
+        Fault(document.origin(path), f"{_label(document, path)}: {fault.what}", fault.hint)
+        for path, fault in zip(paths, broken, strict=True)
+    ] or _unjudged(recipe, document)
+    return Draft(path, document, None if faults else NamedRecipe(_name(path), recipe, links), faults)
 
 
 def _unjudged(recipe: Recipe, document: Document) -> list[Fault]:

@@ -15,10 +15,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from assay.config import did_you_mean
 from assay.data.prepared import Prepared
+from assay.doctor.config import Act
 from assay.errors import Interrupted, UsageError
 from assay.pipeline import environment
 from assay.pipeline.artifacts import Artifact, Store, new_folder, storage_errors, write_json, write_text
@@ -30,6 +31,11 @@ from assay.pipeline.recipe import NamedRecipe
 from assay.pipeline.steps import DATA, Step, steps
 from assay.tracking import sinks
 
+if TYPE_CHECKING:
+    from assay.pipeline.watch import Watch
+
+BEFORE = "before.json"
+"""What the doctor found before anything was computed, in the run's folder."""
 Stage = Callable[[Any, Any, Any], Mapping[str, Any]]
 """`run(config, inputs, ctx) -> metrics` of a stage."""
 
@@ -39,11 +45,16 @@ def load_stage(kind: str) -> Stage:
     return importlib.import_module(f"assay.stages.{kind}").run
 
 
-def write_report(run_dir: Path) -> None:
-    """report.html of a run; its libraries are imported now."""
+def write_report(run_dir: Path) -> Path:
+    """report.html of a run, which begins with what the doctor says of it; its libraries are imported now."""
+    from assay.doctor.examination import examination
     from assay.tracking import report
 
-    report.write_report(run_dir)
+    try:
+        examined = examination(run_dir).facts()
+    except Exception as error:  # whatever lies in the folder: a report that says so is better than none
+        examined = {"failed": f"{type(error).__name__}: {error}"}
+    return report.write_report(run_dir, examined)
 
 
 def show_plots(to: Sequence[sinks.Sink], kind: str, folder: Path) -> None:
@@ -53,11 +64,20 @@ def show_plots(to: Sequence[sinks.Sink], kind: str, folder: Path) -> None:
     plots.show(to, kind, folder)
 
 
-def check_memory(named: NamedRecipe, steps: Sequence[Step], store: Store, data: Prepared) -> None:
-    """UsageError for a stage that cannot fit into memory; torch is imported now."""
-    from assay.pipeline import plan
+def check_up(
+    named: NamedRecipe, steps: Sequence[Step], store: Store, data: Prepared, folder: Path, request: Request
+) -> None:
+    """UsageError where the doctor finds the run broken before it begins; torch is imported now."""
+    from assay.pipeline import checkup
 
-    plan.check_memory(named, steps, store, data)
+    checkup.before_run(named, steps, store, data, folder, request)
+
+
+def watch(step: Step, folder: Path, act: Act, say: Callable[[str], None]) -> Watch:
+    """The monitor of a step; its libraries are imported now."""
+    from assay.pipeline.watch import Watch
+
+    return Watch(folder, kind=step.identity.kind, where=step.id, config=step.config, act=act, say=say)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +91,10 @@ class Request:
     stop: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
     stage: Callable[[str], Stage] = load_stage
-    report: Callable[[Path], None] = write_report
-    fits: Callable[[NamedRecipe, Sequence[Step], Store, Prepared], None] = check_memory
+    report: Callable[[Path], object] = write_report
+    before: Callable[[NamedRecipe, Sequence[Step], Store, Prepared, Path, Request], None] = check_up
+    despite: Sequence[str] = ()
+    """Modes that the doctor may find without the run being refused."""
 
 
 def run(named: NamedRecipe, request: Request) -> dict[str, Any]:
@@ -94,7 +116,7 @@ def run(named: NamedRecipe, request: Request) -> dict[str, Any]:
                 raise Interrupted(f"stopped before {step.id}; what is finished is kept")
             run_of.step(step)
             if step.node is None:
-                request.fits(named, plan, store, Prepared.load(run_of.artifacts[DATA].folder))
+                request.before(named, plan, store, Prepared.load(run_of.artifacts[DATA].folder), folder, request)
         run_of.write_summary()
         request.report(folder)
     return run_of.summary()
@@ -176,7 +198,14 @@ class _Run:
                 sinks.started(recipe.track, self.folder, run=f"{self.folder.name}/{step.id}", config=dict(step.config))
             )
             ctx = stack.enter_context(
-                stage_context(folder, seed=step.identity.seed, device=device, mirrors=mirrors, stop=self.request.stop)
+                stage_context(
+                    folder,
+                    seed=step.identity.seed,
+                    device=device,
+                    mirrors=mirrors,
+                    watch=watch(step, folder, recipe.doctor.act, self.request.say),
+                    stop=self.request.stop,
+                )
             )
             metrics = self._work(step, ctx)
             if mirrors:
@@ -196,6 +225,7 @@ class _Run:
                 "started": started.isoformat(timespec="seconds"),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "wall_s": round(ctx.seconds, 2),
+                "monitor_s": round(ctx.watch.monitor.spent, 4),
                 "peak_rss_mb": self.memory.lap(),
             },
         )
@@ -208,7 +238,8 @@ class _Run:
             self.data = Prepared.load(self.artifacts[DATA].folder)
         folders = {name: artifact.folder for name, artifact in self.artifacts.items()}
         inputs = stage_inputs(self.named, step, folders, self.data, ctx.device)
-        return self.request.stage(step.node.kind)(step.node.config, inputs, ctx)
+        stage, config = self.request.stage(step.node.kind), step.node.config
+        return ctx.attempts(lambda: stage(config, inputs, ctx))
 
     def _data_hashes(self, step: Step, folder: Path) -> dict[str, str]:
         """Content hash of each purpose, as the data artifact reports them."""

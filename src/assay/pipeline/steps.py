@@ -12,10 +12,11 @@ from assay.config import Config
 from assay.data import hub
 from assay.data.config import FileData, FileSource
 from assay.errors import AssayError
-from assay.models.locate import locate
+from assay.models.locate import HUB_ID, locate
 from assay.pipeline.artifacts import Identity, fingerprint
 from assay.pipeline.graph import Node, Source, references
 from assay.pipeline.recipe import NamedRecipe
+from assay.stages.config.common import TrainingConfig
 
 DATA = "data"
 
@@ -56,6 +57,8 @@ def steps(named: NamedRecipe, wanted: Collection[str], *, fetch: bool = True) ->
         named_otherwise = {"id", "seed", "seeds", "encoder", *references(node.config)}
         unnamed = {key: value for key, value in settings.items() if key not in named_otherwise}
         unnamed["template"] = recipe.model.template
+        if recipe.corrects and isinstance(node.config, TrainingConfig):
+            unnamed["doctor"] = recipe.doctor.act  # may have changed the weights; the other choices cannot
         seed = rng.derive(recipe.seed, node.id) if node.config.seed is None else node.config.seed
         identity = Identity(node.kind, unnamed, inputs, seed=seed)
         made[node.id] = Step(node.id, identity, node, settings)
@@ -73,7 +76,7 @@ def data_hashes(data: Config) -> dict[str, str]:
 
 def is_hub_id(path: str) -> bool:
     """Whether a model would come from the hub."""
-    return path != "embedded" and not path.startswith("package:") and not Path(path).exists()
+    return path != "embedded" and bool(HUB_ID.fullmatch(path)) and not Path(path).exists()
 
 
 def _source_id(source: Source, made: Mapping[str, Step], fetch: bool) -> str:

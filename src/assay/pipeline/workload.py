@@ -1,26 +1,23 @@
 """What a stage does, counted: the passes of its micro-batches, the responses it decodes, how often each.
 
-Batches are laid out by the code that trains on them, from a sample of the data's own rows; answers that a policy will
+Batches are made up by the code that trains on them, from a sample of the data's own rows; answers that a policy will
 give are taken to be as long as those that people gave, and at most `max_new_tokens`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from assay.data.items import as_demonstration, prompt_of, replies_of
-from assay.data.pack import collate, parts, together
+from assay.data.pack import parts
 from assay.data.prepared import Prepared
 from assay.data.records import Item
 from assay.data.render import Renderer, Row
-from assay.models.backbone import Backbone
-from assay.pipeline.rehearsal import Layout
-from assay.rollout.engine import COMPACT_BELOW, REFILL_BELOW
-from assay.stages import loop
+from assay.rollout.engine import COMPACT_BELOW, REFILL_BELOW, prompts_at_once
 from assay.stages.config import (
     BestOfConfig,
     DistillConfig,
@@ -31,38 +28,36 @@ from assay.stages.config import (
     PretrainConfig,
     RewardConfig,
     SamplingStageConfig,
+    SFTConfig,
 )
 from assay.stages.pretrain import blocks, training_dialogues
 
 Role = Literal["policy", "value", "reward", "reference"]
+Rows = tuple[Row, ...]
+"""Rows that go through a model together: a pair, a single one, a micro-batch."""
 SAMPLE = 512
 """Items that are rendered to see how long the data's rows are."""
-BATCHES = 4
-"""Batches that are laid out to see how their rows fit together; more rows than the sample has are taken twice."""
-
-Example = tuple[Row, ...]
-"""Rows that go through a model together: a pair, or a single one."""
+BUCKET = 8
+"""Batches among which rows of like length go together (data/pack.py): the longest rows of so many make one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Rows through a model: the micro-batches of some typical batches, and how many batches there are of the kind."""
+    """Rows through a model: a large micro-batch of them, and the tokens of all."""
 
     role: Role
-    batches: tuple[tuple[Layout, ...], ...]
-    times: float
+    rows: Rows
+    tokens: float
     learns: bool = False
     words: bool = True
     """Whether its head is the vocabulary's."""
+    again: bool = False
+    """Whether it finds the gradients of another micro-batch."""
 
     @property
-    def largest(self) -> Layout:
-        return max((layout for batch in self.batches for layout in batch), key=lambda part: (part.places, part.labels))
-
-    @property
-    def alone(self) -> bool:
-        """Whether a batch is one micro-batch: no gradients of another one are there yet."""
-        return all(len(batch) == 1 for batch in self.batches)
+    def ends(self) -> bool:
+        """Whether its states are read at the rows' ends alone: for a score, or for a first token."""
+        return not self.words and self.role != "value"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +67,9 @@ class Decode:
     role: Role
     rows: int
     columns: int
-    steps: int
-    row_steps: int
-    prompts: tuple[Layout, ...]
-    times: float = 1.0
-
-    @property
-    def prefill(self) -> Pass:
-        """Reading the prompts of as many rows as there are at once."""
-        return Pass(self.role, (self.prompts[:1] or (Layout(1, 1, 1),),), self.times, words=False)
+    steps: float
+    row_steps: float
+    prompts: Pass
 
 
 Task = Pass | Decode
@@ -88,17 +77,11 @@ Task = Pass | Decode
 
 @dataclass(frozen=True)
 class Work:
-    """`cycles` times the tasks of a cycle, with `updates` optimizer steps of each trained role in each; some once."""
+    """Tasks of an average optimizer step, and of the stage besides; roles that learn."""
 
-    cycle: Sequence[Task] = ()
+    each: Sequence[Task] = ()
     once: Sequence[Task] = ()
-    cycles: int = 0
-    updates: int = 1
     learners: tuple[Role, ...] = ()
-
-    @property
-    def tasks(self) -> list[Task]:
-        return [*self.cycle, *self.once]
 
 
 @dataclass(frozen=True)
@@ -108,123 +91,109 @@ class Workload:
     config: Any
     data: Prepared
     renderer: Renderer
-    backbone: Backbone
-    """Of the stage's architecture, with few blocks: it decides how rows are laid out."""
+    budget: int
+    """Tokens that go through its model together."""
+    exact: bool
+    """Whether the sampler's log-probabilities are the trainer's own, so that it reads no sample again."""
 
     def work(self, steps: int) -> Work:
         """Tasks of the stage; `steps` optimizer steps in all."""
         config = self.config
         if isinstance(config, EvaluateConfig):
-            policies = max(2, len(config.policies))
-            sampled = self._split("validation", config.prompts) + self._split("test", config.prompts)
-            return Work(once=[self._decode(sampled, config.batch_size, times=policies)])
+            prompts = config.prompts
+            asked = self._asked("validation", prompts) + self._asked("test", prompts)
+            return Work(once=[self._decode(asked, config.batch_size, max(2, len(config.policies)))])
         if isinstance(config, SamplingStageConfig):
             return self._sampling(config)
         if isinstance(config, BestOfConfig):
             return self._bestof(config)
         if isinstance(config, DistillConfig):
-            return self._distill(config, steps)
+            return self._distill(config)
         if isinstance(config, PreferenceConfig):
             return self._preference(config, steps)
         if isinstance(config, RewardConfig):
-            held_out = self.data.steps if config.steps else self.data.preferences
-            read = self._examples([*held_out.validation, *held_out.test])
-            checks = (len(held_out.validation) * (1 + steps // config.validate_every) + len(held_out.test)) / max(
-                1, len(read)
-            )
-            members = config.ensemble.members if config.ensemble and config.ensemble.of == "adapters" else 1
-            learned = self._batches(self._compared(), "reward", config.batch_size, members, learns=True, words=False)
-            once = [self._batches(read, "reward", len(read), checks * members, words=False)] if read else []
-            return Work([learned] if steps else [], once, steps, learners=("reward",) if steps else ())
-        shown = self._documents() if isinstance(config, PretrainConfig) else self._examples(self._demonstrations)
+            return self._reward(config, steps)
+        if isinstance(config, PretrainConfig):
+            return Work([self._learn(self._documents(), "policy", config.batch_size)], learners=("policy",))
         held = self.data.demonstrations.validation
-        checks = 0 if isinstance(config, PretrainConfig) else steps // config.validate_every + 2
-        once = [self._batches(self._examples(held), "policy", len(held), checks)] if held and checks else []
-        learned = self._batches(shown, "policy", config.batch_size, learns=True)
-        return Work([learned], once, steps, learners=("policy",))
+        checks = (steps // config.validate_every + 2) * len(held)
+        learn = self._learn(self._examples(self._demonstrations), "policy", config.batch_size)
+        return Work([learn], self._read(self._examples(held), "policy", checks), ("policy",))
 
     def _sampling(self, config: SamplingStageConfig) -> Work:
         group = config.group_size if isinstance(config, GroupConfig) else 1
-        answered = self._answered(self._prompts[: max(1, config.batch_size // group)], copies=group)
-        answered = (answered * config.batch_size)[: config.batch_size]
-        per_update = max(1, config.batch_size // config.minibatches)
-        critics = isinstance(config, PPOConfig)
-        learns = config.value_warmup if isinstance(config, PPOConfig) else 0
-        share = max(0, config.iterations - learns) / config.iterations  # the first ones train the critic alone
-        examples = [(row,) for row in answered]
-        cycle: list[Task] = [
-            *self._collected(examples, config.batch_size),
-            self._batches(examples, "policy", len(examples)),
-            self._batches(examples, "policy", per_update, share * config.updates, learns=True),
+        batch = self._answered(self._prompts[: max(1, config.batch_size // group)], group)
+        batch = (batch * config.batch_size)[: config.batch_size]
+        size, at_once, often = len(batch), config.decode_batch or config.batch_size, 1 / config.updates
+        minibatch = max(1, size // config.minibatches)
+        critic = isinstance(config, PPOConfig)
+        warmup = config.value_warmup if isinstance(config, PPOConfig) else 0  # when the critic alone learns
+        compared = often / (config.evaluate_every if self.exact else 1)
+        each = [
+            *self._collected(batch, at_once, often),
+            *self._read(batch, "policy", compared * size),
+            self._learn(batch, "policy", minibatch, max(0, config.iterations - warmup) / config.iterations),
         ]
-        if critics:
-            cycle += [
-                self._batches(examples, "value", len(examples), words=False),
-                self._batches(examples, "value", per_update, config.updates, learns=True, words=False),
-            ]
-        evaluations = 1 + -(-config.iterations // config.evaluate_every)
-        held_out = self._split("validation", config.evaluation_prompts)
-        once = [*self._collected(held_out, config.batch_size, evaluations)]
-        once += self._collected(self._split("test"), config.batch_size, 2)
-        return Work(cycle, once, config.iterations, config.updates, ("policy", "value") if critics else ("policy",))
+        if critic:
+            each += self._read(batch, "value", often * size, words=False)
+            each += [self._learn(batch, "value", minibatch, words=False)]
+        evaluations = 1 + math.ceil(config.iterations / config.evaluate_every)
+        held_out = self._asked("validation", config.evaluation_prompts)
+        once = self._collected(held_out, at_once, evaluations) + self._collected(self._asked("test"), at_once, 2)
+        return Work(each, once, ("policy", "value") if critic else ("policy",))
 
     def _bestof(self, config: BestOfConfig) -> Work:
+        at_once = config.decode_batch
         if not config.rounds:
-            asked = self._split("test", copies=config.answers + 1)
-            return Work(once=self._collected(asked, config.decode_batch, reference=False))
-        asked = [(row,) for row in self._answered(self._prompts[: config.prompts], copies=config.answers)]
-        updates = config.epochs * math.ceil(config.prompts / config.batch_size)
-        held_out = self._split("validation", config.evaluation_prompts)
-        cycle: list[Task] = [
-            *self._collected(asked, config.decode_batch, reference=False),
-            self._batches(asked, "policy", config.batch_size, updates, learns=True),
-            *self._collected(held_out, config.decode_batch),
+            return Work(once=self._collected(self._asked("test", copies=config.answers + 1), at_once, reference=False))
+        often = 1 / (config.epochs * math.ceil(config.prompts / config.batch_size))
+        asked = self._answered(self._prompts[: config.prompts], config.answers)
+        held_out = self._asked("validation", config.evaluation_prompts)
+        each = [
+            *self._collected(asked, at_once, often, reference=False),
+            self._learn(asked[:: config.answers], "policy", config.batch_size),
+            *self._collected(held_out, at_once, often),
         ]
-        once = [
-            *self._collected(held_out, config.decode_batch),
-            *self._collected(self._split("test"), config.decode_batch, 2),
-        ]
-        return Work(cycle, once, config.rounds, updates, ("policy",))
+        once = self._collected(held_out, at_once) + self._collected(self._asked("test"), at_once, 2)
+        return Work(each, once, ("policy",))
 
-    def _distill(self, config: DistillConfig, steps: int) -> Work:
-        own, size = config.own, config.batch_size
-        answered = [(row,) for row in self._answered((self._prompts * size)[:size])]
-        shown = self._examples(self._demonstrations) if config.off_policy == "demonstrations" else answered
-        mixed = [*answered[:own], *(shown * size)[: size - own]] if own < size else answered
-        cycle: list[Task] = [
-            self._batches(mixed, "policy", size, learns=True),
-            self._batches(mixed, "reference", size),
-        ]
-        if own:
-            cycle.append(self._decode(answered[:own], size))
-        if own < size and config.off_policy == "teacher":
-            cycle.append(self._decode(answered[own:], size, role="reference"))
-        test = self._split("test")
-        once: list[Task] = [self._decode(test, size, times=2), self._batches(test, "policy", len(test), 2)]
-        return Work(cycle, [*once, self._batches(test, "reference", len(test), 2)], steps, learners=("policy",))
+    def _distill(self, config: DistillConfig) -> Work:
+        own, size, at_once = config.own, config.batch_size, config.decode_batch or config.batch_size
+        answered = (self._answered(self._prompts[:size]) * size)[:size]
+        demonstrations = config.off_policy == "demonstrations"
+        shown = self._examples(self._demonstrations) if demonstrations else answered
+        mixed = [*answered[:own], *(shown * size)[: size - own]]
+        each: list[Task] = [self._learn(mixed, "policy", size), *self._read(mixed, "reference", size)]
+        each += [self._decode(answered[:own], at_once)] if own else []
+        each += [] if demonstrations or own == size else [self._decode(answered[own:], at_once, role="reference")]
+        test = self._asked("test")
+        read = self._read(test, "policy", 2 * len(test)) + self._read(test, "reference", 2 * len(test))
+        return Work(each, [self._decode(test, at_once, 2), *read], ("policy",))
 
     def _preference(self, config: PreferenceConfig, steps: int) -> Work:
-        test = self._collected(self._split("test"), config.batch_size, 2, reward=config.reward is not None)
+        at_once, size = config.decode_batch or config.batch_size, config.batch_size
+        test = self._collected(self._asked("test"), at_once, 2, reward=config.reward is not None)
         if config.rounds:
-            answered = self._answered(self._prompts[: config.round_prompts], copies=config.answers)
-            pairs = list(zip(answered[::2], answered[1::2], strict=False))
-            cycle: list[Task] = [
-                *self._collected([(row,) for row in answered], config.batch_size),
-                self._batches(pairs, "policy", config.batch_size, steps / config.rounds, learns=True),
-            ]
-            return Work(cycle, test, config.rounds, steps // config.rounds, ("policy",))
-        pairs = self._compared()
+            answered = self._answered(self._prompts[: config.round_prompts], config.answers)
+            pairs = [one + other for one, other in zip(answered[::2], answered[1::2], strict=False)]
+            read = self._read(pairs, "reference", config.round_prompts * config.rounds / steps)
+            each = [*self._collected(answered, at_once, config.rounds / steps, reference=False), *read]
+            return Work([*each, self._learn(pairs, "policy", size)], test, ("policy",))
+        pairs, held = self._compared(), len(self.data.preferences.validation)
         examples = pairs if config.paired else [(row,) for pair in pairs for row in pair]
-        each = self._batches(examples, "policy", config.batch_size, learns=True)
-        count = (steps * config.batch_size / config.epochs + len(self.data.preferences.validation)) / config.batch_size
-        again = len(self.data.preferences.validation) / config.batch_size * (1 + steps // config.validate_every)
-        read = self._batches(examples, "policy", config.batch_size, count + again)
-        return Work(
-            [each] if config.paired else [each, self._batches(examples, "policy", config.batch_size)],
-            [read, *test],
-            steps,
-            learners=("policy",),
-        )
+        each = [self._learn(examples, "policy", size)]
+        each += [] if config.paired else self._read(examples, "policy", size)  # KTO's baseline
+        count = steps * size / config.epochs + held * (2 + steps // config.validate_every)
+        return Work(each, [*self._read(examples, "policy", count), *test], ("policy",))
+
+    def _reward(self, config: RewardConfig, steps: int) -> Work:
+        held_out = self.data.steps if config.steps else self.data.preferences
+        members = config.ensemble.members if config.ensemble and config.ensemble.of == "adapters" else 1
+        count = len(held_out.validation) * (1 + steps // config.validate_every) + len(held_out.test)
+        held = self._examples([*held_out.validation, *held_out.test])
+        once = self._read(held, "reward", members * count, words=False)
+        learn = self._learn(self._compared(), "reward", config.batch_size, members, words=False)
+        return Work([learn], once, ("reward",)) if steps else Work(once=once)
 
     # Rows
 
@@ -241,12 +210,11 @@ class Workload:
     def _lengths(self) -> list[int]:
         """Tokens of answers, as people gave them; where nobody did, as long as they may be."""
         longest = self.config.sampling.max_new_tokens
-        items = [*self._demonstrations] or [
-            d for pair in _some(self.data.preferences.train) if (d := as_demonstration(pair))
-        ]
+        pairs = _some(self.data.preferences.train)
+        items = self._demonstrations or [shown for pair in pairs if (shown := as_demonstration(pair))]
         return [min(longest, len(row.ids) - row.prompt_length) for (row,) in self._examples(items)] or [longest]
 
-    def _examples(self, items: Sequence[Item]) -> list[Example]:
+    def _examples(self, items: Sequence[Item]) -> list[Rows]:
         """The rows of each item that fit, at least one."""
         items = _some(items)
         asked = [(prompt, reply) for item in items if (prompt := prompt_of(item)) for reply in replies_of(item)]
@@ -254,79 +222,82 @@ class Workload:
         found = [tuple(row for _ in replies_of(item) if (row := next(rows))) for item in items]
         return [example for example in found if example]
 
-    def _compared(self) -> list[Example]:
+    def _compared(self) -> list[Rows]:
         data = self.data
         if getattr(self.config, "steps", None):
             return self._examples(data.steps.train)
         return self._examples(data.rankings.train or data.preferences.train or data.verdicts.train)
 
-    def _documents(self) -> list[Example]:
+    def _documents(self) -> list[Rows]:
         texts = _some(self.data.text or training_dialogues(self.data))
         return [(row,) for text in texts for row in blocks(self.renderer, text, self.config.max_length)]
 
-    def _answered(self, prompts: Sequence[list[int]], copies: int = 1) -> list[Row]:
+    def _answered(self, prompts: Sequence[list[int]], copies: int = 1) -> list[Rows]:
         lengths = self._lengths
-        asked = [prompt for prompt in prompts for _ in range(copies)]
-        return [Row([*ids, *[0] * lengths[i % len(lengths)]], len(ids)) for i, ids in enumerate(asked)]
+        asked = [ids for ids in prompts for _ in range(copies)]
+        return [(Row([*ids, *[0] * lengths[i % len(lengths)]], len(ids)),) for i, ids in enumerate(asked)]
 
-    def _split(self, name: str, most: int | None = None, copies: int = 1) -> list[Example]:
-        prompts = getattr(self.data.prompts, name)[:most]
+    def _asked(self, split: str, most: int | None = None, copies: int = 1) -> list[Rows]:
         reserve = self.config.sampling.max_new_tokens
-        ids = [self.renderer.prompt(prompt, reserve=reserve) for prompt in prompts]
-        return [(row,) for row in self._answered(ids, copies)]
+        prompts = getattr(self.data.prompts, split)[:most]
+        return self._answered([self.renderer.prompt(prompt, reserve=reserve) for prompt in prompts], copies)
 
     # Tasks
 
-    def _batches(
-        self,
-        examples: Sequence[Example],
-        role: Role,
-        size: int,
-        times: float = 1,
-        *,
-        learns: bool = False,
-        words: bool = True,
-    ) -> Pass:
-        """Some batches of `size` examples, as they will be laid out: rows of like length together."""
-        wanted = min(max(size, 1) * BATCHES, max(len(examples), size))
-        rows = [examples[i % len(examples)] for i in range(wanted)] if examples else []
-        plan = loop.plan([sum(len(row.ids) for row in example) for example in rows], max(size, 1), 1, 0)
-        return Pass(role, tuple(tuple(self._layouts([rows[i] for i in batch])) for batch in plan), times, learns, words)
+    def _learn(self, examples: Sequence[Rows], role: Role, size: int, times: float = 1, *, words: bool = True) -> Pass:
+        """Batches of `size` examples, and their gradient; where rows of like length go together, one of long rows."""
+        mixed = isinstance(self.config, SamplingStageConfig | DistillConfig)
+        some = examples if mixed else sorted(examples, key=tokens, reverse=True)[: max(size, len(examples) // BUCKET)]
+        batch = [some[i * len(some) // size] for i in range(size)]
+        rows, count = self._largest(batch, getattr(self.config, "micro_batch_size", None))
+        return Pass(role, rows, times * size * _mean(examples), learns=True, words=words, again=count > 1)
 
-    def _layouts(self, examples: Sequence[Example]) -> Iterable[Layout]:
-        """The micro-batches of a batch."""
-        if all(len(example) == 1 for example in examples):
-            examples = [examples[i] for i in together([row for (row,) in examples])]
-        sizes = [sum(len(row.ids) for row in example) for example in examples]
-        for part in parts(sizes, tokens=self.backbone.budget, rows=getattr(self.config, "micro_batch_size", None)):
-            batch = collate([row for i in part for row in examples[i]], 0)
-            forest = self.backbone.forest(batch)
-            lines, width = batch.input_ids.shape if forest is None else forest.sources_LW.shape
-            yield Layout(lines, width, int(batch.loss_mask.sum()))
+    def _read(self, examples: Sequence[Rows], role: Role, count: float, *, words: bool = True) -> list[Task]:
+        """`count` examples like these, without a gradient."""
+        if not (examples and count):
+            return []
+        by_row = role == "reward" or isinstance(self.config, SFTConfig)  # whose limit is the batch
+        rows, _ = self._largest(examples, None if by_row else getattr(self.config, "micro_batch_size", None))
+        return [Pass(role, rows, count * _mean(examples), words=words)]
+
+    def _largest(self, examples: Sequence[Rows], most: int | None) -> tuple[Rows, int]:
+        """Of the micro-batches that examples go through in, the largest, and how many there are."""
+        cut = parts(examples, tokens=self.budget, most=most)
+        return max((tuple(row for i in part for row in examples[i]) for part in cut), key=tokens), len(cut)
 
     def _collected(
-        self, examples: Sequence[Example], rows: int, times: float = 1, *, reward: bool = True, reference: bool = True
+        self, examples: Sequence[Rows], at_once: int, times: float = 1, *, reward: bool = True, reference: bool = True
     ) -> list[Task]:
         """Sampled, scored, and read by the reference."""
-        tasks: list[Task] = [self._decode(examples, rows, times=times)]
-        if reward:
-            tasks.append(self._batches(examples, "reward", len(examples), times, words=False))
-        if reference:
-            tasks.append(self._batches(examples, "reference", len(examples), times))
-        return tasks
+        count = times * len(examples)
+        found: list[Task] = [self._decode(examples, at_once, times)] if examples else []
+        found += self._read(examples, "reward", count, words=False) if reward else []
+        return found + (self._read(examples, "reference", count) if reference else [])
 
-    def _decode(self, examples: Sequence[Example], rows: int, *, role: Role = "policy", times: float = 1) -> Decode:
+    def _decode(self, examples: Sequence[Rows], at_once: int, times: float = 1, *, role: Role = "policy") -> Decode:
         """What the engine does for prompts and answers like these (rollout/engine.py)."""
-        asked = sorted((row for (row,) in examples), key=lambda row: row.prompt_length, reverse=True)
-        alone = [Row(row.ids[: row.prompt_length], row.prompt_length) for row in asked[:rows]]
-        lengths = [len(row.ids) - row.prompt_length for row in asked]
-        steps, row_steps = decoded(lengths, rows)
-        columns = max((row.prompt_length for row in asked), default=1) + self.config.sampling.max_new_tokens
-        batch = collate(alone, 0) if alone else None
-        forest = self.backbone.forest(batch) if batch else None
-        lines, width = (1, 1) if batch is None else (forest.sources_LW if forest else batch.input_ids).shape
-        prompts = (Layout(lines, width, len(alone)),) * math.ceil(len(asked) / rows)
-        return Decode(role, min(rows, len(asked)), columns, steps, row_steps, prompts, times)
+        asked = sorted((row for (row,) in examples), key=lambda row: (row.prompt_length, row.ids), reverse=True)
+        prompts = [Row(row.ids[: row.prompt_length], row.prompt_length) for row in asked]
+        first = next(prompts_at_once(prompts[:at_once], self.budget))
+        reading = Pass(role, tuple(prompts[i] for i in first), times * tokens(prompts), words=False)
+        steps, row_steps = decoded([len(row.ids) - row.prompt_length for row in asked], at_once)
+        columns = asked[0].prompt_length + self.config.sampling.max_new_tokens
+        return Decode(role, min(at_once, len(asked)), columns, times * steps, times * row_steps, reading)
+
+
+def tokens(rows: Sequence[Row]) -> int:
+    """Tokens of some rows, those of a shared prompt as often as it occurs."""
+    return sum(len(row.ids) for row in rows)
+
+
+def _mean(examples: Sequence[Rows]) -> float:
+    """Tokens of an example."""
+    return sum(map(tokens, examples)) / len(examples)
+
+
+def _some(items: Sequence[Any]) -> list[Any]:
+    """At most `SAMPLE` of them, evenly spread."""
+    return [items[i] for i in range(0, len(items), -(-len(items) // SAMPLE) or 1)]
 
 
 def decoded(lengths: Sequence[int], most: int) -> tuple[int, int]:
@@ -345,8 +316,3 @@ def decoded(lengths: Sequence[int], most: int) -> tuple[int, int]:
         else:
             steps, row_steps = steps + 1, row_steps + held
             left = [length - 1 for length in left if length > 1]
-
-
-def _some(items: Sequence[Any]) -> list[Any]:
-    """At most `SAMPLE` of them, evenly spread."""
-    return [items[i] for i in range(0, len(items), -(-len(items) // SAMPLE) or 1)]

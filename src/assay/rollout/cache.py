@@ -76,18 +76,17 @@ class SlotLayer(CacheLayerMixin):
             held[targets, :, : self.length] = held[sources, :, : self.length]
             setattr(self, name, held[:rows])
 
-    def spread(self, places_BW: Tensor, *, room: int) -> SlotLayer:
-        """Rows whose column w is the token at `places_BW[b, w]` of the flattened lines, and `room` free columns."""
-        rows, width = places_BW.shape
-        new = SlotLayer(width + room)
-        new.length, new.is_initialized = width, True
+    def take(self, lines: SlotLayer, places_BW: Tensor, first: int, rows: int) -> None:
+        """Rows from `first` on, of `rows` in all: column w is the token at `places_BW[b, w]` of the flattened lines."""
+        count, self.length = places_BW.shape
         for name in ("keys", "values"):
-            lines: Tensor = getattr(self, name)
-            tokens = lines.transpose(1, 2).flatten(0, 1).index_select(0, places_BW.flatten())
-            spread = lines.new_zeros(rows, lines.shape[1], width + room, lines.shape[3])
-            spread[:, :, :width] = tokens.view(rows, width, *tokens.shape[1:]).transpose(1, 2)
-            setattr(new, name, spread)
-        return new
+            read: Tensor = getattr(lines, name)
+            if not self.is_initialized:
+                setattr(self, name, read.new_zeros(rows, read.shape[1], self.capacity, read.shape[3]))
+            tokens = read.transpose(1, 2).flatten(0, 1).index_select(0, places_BW.flatten())
+            taken = tokens.view(count, self.length, *tokens.shape[1:]).transpose(1, 2)
+            getattr(self, name)[first : first + count, :, : self.length] = taken
+        self.is_initialized = True
 
 
 class SlotCache(Cache):
@@ -113,10 +112,11 @@ class SlotCache(Cache):
         for layer in self.layers:
             layer.compact(sources, targets, rows)
 
-    def spread(self, places_BW: Tensor, *, room: int) -> None:
-        """See `SlotLayer.spread`; block by block, so that lines and rows are never all there at once."""
+    def take(self, lines: SlotCache, places_BW: Tensor, first: int, rows: int) -> None:
+        """See `SlotLayer.take`; block by block, and nothing of `lines` is left."""
         for place, layer in enumerate(self.layers):
-            self.layers[place] = layer.spread(places_BW, room=room)
+            layer.take(lines.layers[place], places_BW, first, rows)
+            lines.layers[place] = SlotLayer(0)
 
     def rebuild(self, rows: Tensor, columns: int, others: SlotCache | None, *, room: int) -> None:
         """See `SlotLayer.rebuilt`; block by block as well, and nothing of `others` is left."""

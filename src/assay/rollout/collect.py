@@ -14,11 +14,12 @@ from torch import Tensor
 from assay import rng
 from assay.algorithms.kl import k1, sequence_kl
 from assay.data.ngrams import repetition
-from assay.data.pack import TokenBatch, collate, parts, together
+from assay.data.pack import TokenBatch, collate
 from assay.data.render import Row
 from assay.types import Completion, FinishReason, Prompt
 
 if TYPE_CHECKING:
+    from assay.models.backbone import Backbone
     from assay.models.roles import Policy
     from assay.rollout.config import SamplingParams
     from assay.rollout.engine import Engine, Generation
@@ -158,11 +159,9 @@ class Experience:
         cuts = [len(order) * number // count for number in range(count + 1)]
         return (self.take(order[start:stop]) for start, stop in pairwise(cuts) if start < stop)
 
-    def parts(self, tokens: int, rows: int | None) -> Iterator[Experience]:
-        """Micro-batches of at most `tokens` tokens and `rows` episodes."""
-        order = together(self.rows)
-        lengths = [len(self.rows[i].ids) for i in order]
-        return (self.take([order[i] for i in part]) for part in parts(lengths, tokens=tokens, rows=rows))
+    def parts(self, backbone: Backbone, most: int | None) -> Iterator[Experience]:
+        """The episodes of each forward pass, at most `most`."""
+        return map(self.take, backbone.parts([(row,) for row in self.rows], most))
 
     def tokens(self, pad_id: int) -> TokenBatch:
         """Prompts and responses as one batch."""
@@ -177,7 +176,6 @@ def collect(
     seed: int,
     reward: Reward,
     reference: Policy,
-    device: str,
     micro_batch_size: int | None = None,
 ) -> Rollouts:
     """Sample one response a prompt, score it, and compute the reference's log-probabilities."""
@@ -187,9 +185,8 @@ def collect(
         reference_BR = over_rows(
             lambda batch: reference.logprobs(batch, temperature=params.temperature).logprobs_BR,
             [g.row for g in generations],
+            reference.backbone,
             reference.pad_id,
-            device,
-            reference.budget,
             micro_batch_size,
         )
     return Rollouts.of(generations, scores, reference_BR)
@@ -203,19 +200,16 @@ def sample(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, se
 def over_rows(
     function: Callable[..., Tensor],
     rows: Sequence[Row],
+    backbone: Backbone,
     pad_id: int,
-    device: str | torch.device,
-    tokens: int,
-    micro_batch_size: int | None = None,
+    most: int | None = None,
 ) -> Tensor:
-    """Apply a [b, r]-valued function to all rows, at most `tokens` tokens at a time; [B, R], zero-padded."""
-    order = together(rows)
+    """Apply a [b, r]-valued function to all rows, at most `most` in a forward pass; [B, R], zero-padded."""
     width = max(len(row.ids) - row.prompt_length for row in rows)
-    result = torch.zeros(len(rows), width, device=device)
-    for part in parts([len(rows[i].ids) for i in order], tokens=tokens, rows=micro_batch_size):
-        index = [order[i] for i in part]
-        values = function(collate([rows[i] for i in index], pad_id).to(device))
-        result[torch.tensor(index, device=device), : values.shape[1]] = values
+    result = torch.zeros(len(rows), width, device=backbone.device)
+    for part in backbone.parts([(row,) for row in rows], most):
+        values = function(collate([rows[i] for i in part], pad_id).to(backbone.device))
+        result[torch.tensor(part, device=backbone.device), : values.shape[1]] = values
     return result
 
 

@@ -22,13 +22,14 @@ from torch import Tensor
 from assay.algorithms.product import product
 from assay.data.pack import collate
 from assay.data.render import Renderer, Row
-from assay.errors import TrainingError, UsageError
+from assay.errors import NotFiniteError, UsageError
 from assay.models.int8 import Int8Linear, fits, in_int8
 from assay.models.policy import Policy
 from assay.models.tree_attention import stretches_of
 from assay.rollout.cache import SlotCache, check_cacheable, seen_columns
 from assay.rollout.config import SamplingParams, Weights
 from assay.rollout.sampler import Generation, NgramBlock, draw, penalise, uniforms
+from assay.rollout.stops import StopStrings
 from assay.types import FinishReason, Prompt
 
 REFILL_BELOW = 0.75
@@ -67,6 +68,8 @@ class Slots:
     tokens: Tensor
     """The newest token of each row, [B, 1], and its position."""
     positions: Tensor
+    drawn: Tensor
+    """How many tokens each row has drawn, [B, 1]."""
     uniform: Tensor
     """Random numbers, [B, max_new_tokens]: number t of a row draws its token t."""
     seen: Tensor | None
@@ -114,6 +117,7 @@ class Slots:
             mask,
             joined("tokens"),
             joined("positions"),
+            joined("drawn"),
             joined("uniform"),
             None if self.seen is None else joined("seen"),
         )
@@ -145,7 +149,8 @@ class Engine:
         self.policy.eval()
         try:
             with torch.inference_mode(), self._head() as head:
-                self._decode(sorted(samples, key=lambda sample: len(sample.prompt_ids), reverse=True), params, head)
+                longest_first = sorted(samples, key=lambda s: (len(s.prompt_ids), s.prompt_ids), reverse=True)
+                self._decode(longest_first, params, head)
         finally:
             self.policy.model.train(training)
         return [self._result(prompt, sample, params) for prompt, sample in zip(prompts, samples, strict=True)]
@@ -181,7 +186,7 @@ class Engine:
                 )
 
     def _decode(self, samples: Sequence[Sample], params: SamplingParams, head: Head) -> None:
-        """Fill in the samples; those with the longest prompts come first."""
+        """Fill in the samples; those with the longest prompts come first, and those of one prompt together."""
         waiting = deque(samples)
         slots: Slots | None = None
         while True:
@@ -211,6 +216,7 @@ class Engine:
             seen_columns(spans, cache.length, params.max_new_tokens, device),
             torch.empty(0, device=device),
             torch.tensor(spans, device=device)[:, None] - 1,
+            torch.zeros(len(samples), 1, dtype=torch.long, device=device),
             uniforms([sample.seed for sample in samples], params.max_new_tokens).to(device),
             self._seen(samples) if params.repetition_penalty != 1 else None,
         )
@@ -218,39 +224,50 @@ class Engine:
         return slots
 
     def _read(self, rows: list[Row], room: int) -> tuple[Tensor, SlotCache]:
-        """The prompts' last states [B, D], and their keys and values; a prompt that several rows have is read once."""
+        """The prompts' last states [B, D], and their keys and values; a prompt that several rows have is read once.
+
+        They go through the model a part at a time, as rows that are learnt from do.
+        """
+        policy, states = self.policy, list[Tensor]()
+        width = max(len(row.ids) for row in rows)
+        cache = SlotCache.empty(policy.model.config.num_hidden_layers, width + room)
+        for part in prompts_at_once(rows, policy.backbone.budget):
+            asked = [rows[i] for i in part]
+            hidden_BD, lines, places_BT = self._read_part(asked)
+            begins_B = torch.tensor([width - len(row.ids) for row in asked], device=places_BT.device)
+            tokens_BW = torch.arange(width, device=places_BT.device) - begins_B[:, None]  # aligned on the right
+            cache.take(lines, places_BT.gather(1, tokens_BW.clamp(min=0)), part[0], len(rows))
+            states.append(hidden_BD)
+        return torch.cat(states), cache
+
+    def _read_part(self, rows: Sequence[Row]) -> tuple[Tensor, SlotCache, Tensor]:
+        """Last states [B, D], keys and values as the tokens lie in the model, and where each lies there [B, T]."""
         policy, backbone = self.policy, self.policy.backbone
-        batch = collate(rows, policy.pad_id).to(backbone.device)
-        forest = backbone.forest(batch)
+        distinct = {tuple(row.ids): row for row in rows}
+        batch = collate(list(distinct.values()), policy.pad_id).to(backbone.device)
+        forest, ids = backbone.forest(batch), batch.input_ids
+        places_BT = torch.arange(ids.numel(), device=ids.device).view_as(ids) if forest is None else forest.places_BT
+        last_B = places_BT.gather(1, batch.attention_mask.sum(1, keepdim=True) - 1)[:, 0]
+        columns = (ids if forest is None else forest.sources_LW).shape[1]
+        lines = SlotCache.empty(policy.model.config.num_hidden_layers, columns)
+        more: dict[str, Any] = {"read": last_B, "past_key_values": lines, "use_cache": True}
         if forest is None:
-            batch = collate(rows, policy.pad_id, side="left").to(backbone.device)
-            cache = SlotCache.empty(policy.model.config.num_hidden_layers, batch.input_ids.shape[1] + room)
-            hidden = backbone.forward(
-                batch.input_ids,
-                position_ids=batch.position_ids,
-                adapter=policy.adapter,
-                attention_mask=batch.attention_mask,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            return hidden[:, -1], cache
-        places_BT, lengths_B = forest.places_BT, batch.attention_mask.sum(1)
-        width = places_BT.shape[1]
-        tokens_BT = torch.arange(width, device=places_BT.device) - (width - lengths_B)[:, None]  # aligned on the right
-        aligned_BT = places_BT.gather(1, tokens_BT.clamp(min=0))
-        last_B = aligned_BT[:, -1]
-        cache = SlotCache.empty(policy.model.config.num_hidden_layers, forest.sources_LW.shape[1])
-        hidden_ND = backbone.lines(batch, forest, policy.adapter, read=last_B, past_key_values=cache, use_cache=True)
-        cache.spread(aligned_BT, room=room)
-        return hidden_ND[last_B], cache
+            hidden_ND = backbone.hidden(batch, policy.adapter, **more).flatten(0, 1)
+        else:
+            hidden_ND = backbone.lines(batch, forest, policy.adapter, **more)
+        number = {prompt: number for number, prompt in enumerate(distinct)}
+        which_B = torch.tensor([number[tuple(row.ids)] for row in rows], device=ids.device)
+        return hidden_ND[last_B[which_B]], lines, places_BT[which_B]
 
     def _step(self, slots: Slots, params: SamplingParams, head: Head) -> None:
         """Run the trunk on the newest tokens, and draw the next one of every row."""
         backbone, width = self.policy.backbone, slots.cache.length + 1
         told: dict[str, Any] = {"attention_mask": slots.mask[:, :width]}
-        if backbone.attends_by_blocks and backbone.window > width:
-            spans = [sample.span + 1 for sample in slots.samples]
-            told = {"attention_mask": slots.mask[:, None, None, :width], "stretches": stretches_of(spans, width)}
+        if backbone.takes_masks and backbone.window > width:
+            # Of a mask with two axes transformers asks whether all of it is True, and waits for the device to tell.
+            told["attention_mask"] = slots.mask[:, None, None, :width]
+            if backbone.attends_by_blocks:
+                told["stretches"] = stretches_of([sample.span + 1 for sample in slots.samples], width)
         hidden = backbone.forward(
             slots.tokens,
             position_ids=slots.positions,
@@ -269,11 +286,10 @@ class Engine:
         for row, sample in enumerate(slots.samples):
             if sample.ngrams is not None and (banned := sample.ngrams.banned()):
                 logits[row, banned] = -torch.inf
-        last = params.max_new_tokens - 1  # rows that have ended draw on, unheard, until they make way
-        turn = torch.tensor([[min(len(sample.ids), last)] for sample in slots.samples], device=logits.device)
+        turn = slots.drawn.clamp(max=params.max_new_tokens - 1)  # ended rows draw on, unheard, until they make way
         tokens, logprobs = draw(logits, params, slots.uniform.gather(1, turn).squeeze(1))
         self._append(slots.samples, tokens, logprobs, params)
-        slots.tokens, slots.positions = tokens[:, None], slots.positions + 1
+        slots.tokens, slots.positions, slots.drawn = tokens[:, None], slots.positions + 1, slots.drawn + 1
         if slots.seen is not None:
             slots.seen.scatter_(1, slots.tokens, True)
 
@@ -288,12 +304,12 @@ class Engine:
     def _append(self, samples: Sequence[Sample], tokens: Tensor, logprobs: Tensor, params: SamplingParams) -> None:
         """Move a step's tokens to the host, the step's only synchronisation, and see which samples end with them."""
         pairs = torch.stack([tokens.double(), logprobs.double()]).tolist()
-        stops = self._stop_tokens(params.stop)
+        stops = self._stops(params.stop)
         for sample, number, logprob in zip(samples, *pairs, strict=True):
             if sample.finish is not None:
                 continue
             if math.isnan(logprob):
-                raise TrainingError(
+                raise NotFiniteError(
                     "the next token has no probability: the policy's logits are not finite, or every token is banned",
                     hint="lower optim.learning_rate if this came with training; else look at sampling and the model",
                 )
@@ -302,39 +318,36 @@ class Engine:
             sample.logprobs.append(logprob)
             if sample.ngrams is not None:
                 sample.ngrams.add(token)
-            if token in self._ends or ((stops is None or token in stops) and self._stopped(sample, params.stop)):
+            if self._ends_here(sample, stops):
                 sample.finish = "stop"
             elif len(sample.ids) == params.max_new_tokens:
                 sample.finish = "length"
 
-    def _stopped(self, sample: Sample, stop: Sequence[str]) -> bool:
-        text = self._decoded(sample.ids, skip_special_tokens=False)
-        return any(string in text for string in (*stop, *self.renderer.stop_strings))
+    def _ends_here(self, sample: Sample, stops: StopStrings) -> bool:
+        return sample.ids[-1] in self._ends or stops.end(sample.ids)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019  (an engine lives as long as its stage)
-    def _stop_tokens(self, stop: tuple[str, ...]) -> frozenset[int] | None:
-        """Tokens that may complete a stop string, so that text is decoded after them only; None when any may.
-
-        A token completes a string when its text holds the string's last character, or half of one (�).
-        """
-        strings = (*stop, *self.renderer.stop_strings)
-        if any(string[-1].isspace() for string in strings):
-            return None  # some tokenizers drop the white space of a lone token
-        last = {string[-1] for string in strings} | {"�"} if strings else set()
-        pieces = self.policy.tokenizer.batch_decode([[i] for i in range(len(self.policy.tokenizer))]) if last else []
-        return frozenset(i for i, piece in enumerate(pieces) if last & set(piece))
+    def _stops(self, stop: tuple[str, ...]) -> StopStrings:
+        return StopStrings(self.policy.tokenizer, (*stop, *self.renderer.stop_strings))
 
     def _result(self, prompt: Prompt, sample: Sample, params: SamplingParams) -> Generation:
         assert sample.finish is not None
         text = self.renderer.text(sample.ids)
         if params.stop and sample.finish == "stop":
-            text = self._decoded(sample.ids, skip_special_tokens=True)
-            for string in (*params.stop, *self.renderer.stop_strings):
-                text = text.split(string, 1)[0]
+            text = self._stops(params.stop).before(sample.ids)
         return Generation(prompt, sample.prompt_ids, sample.ids, sample.logprobs, text.strip(), sample.finish)
 
-    def _decoded(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        """Text with its white space as it is, for stop strings may begin or end with some."""
-        return self.policy.tokenizer.decode(
-            ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        )
+
+def prompts_at_once(rows: Sequence[Row], tokens: int) -> Iterator[list[int]]:
+    """Numbers of neighbours whose prompts are read together: at most `tokens` tokens, what comes again read once."""
+    part: list[int] = []
+    held = 0
+    for number, row in enumerate(rows):
+        new = 0 if part and rows[part[-1]].ids == row.ids else len(row.ids)
+        if part and new and held + new > tokens:
+            yield part
+            part, held, new = [], 0, len(row.ids)
+        part.append(number)
+        held += new
+    if part:
+        yield part

@@ -108,7 +108,6 @@ def run(config: BestOfConfig, inputs: StageInputs, ctx: RunContext) -> dict[str,
         params=config.sampling,
         reward=reward,
         reference=roles.reference,
-        device=ctx.device,
         micro_batch_size=config.micro_batch_size,
     )
     return fine_tune(roles, sample, collected, config, inputs, ctx)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from assay.algorithms.logprobs import completion_loss
-from assay.data.pack import collate, parts
+from assay.data.pack import collate
 from assay.data.render import Row
-from assay.data.stored import lengths_of
+from assay.data.stored import IN_MEMORY, batched, lengths_of
 from assay.models.roles import Policy
 from assay.stages import loop
 from assay.stages.config import PretrainConfig, SFTConfig
@@ -74,7 +74,7 @@ def imitate(policy: Policy, rows: Sequence[Row], micro_batch_size: int | None, d
     """Gradient of the negative log-likelihood of one optimizer step's rows; returns it in nats per label token."""
     total = sum(len(row.ids) - row.prompt_length for row in rows)
     loss = torch.zeros((), device=device)
-    for part in parts([len(row.ids) for row in rows], tokens=policy.budget, rows=micro_batch_size):
+    for part in policy.backbone.parts([(row,) for row in rows], micro_batch_size):
         scored = policy.logprobs(collate([rows[i] for i in part], policy.pad_id).to(device))
         share = completion_loss(scored.logprobs_BR, scored.mask_BR, total=total)
         share.backward()
@@ -87,10 +87,9 @@ def mean_loss(policy: Policy, rows: Sequence[Row], batch_size: int, device: str)
     """Negative log-likelihood per label token, in nats."""
     policy.eval()
     total = sum(len(row.ids) - row.prompt_length for row in rows)
-    lengths = lengths_of(rows, lambda row: len(row.ids))
-    order = sorted(range(len(rows)), key=lengths.__getitem__)  # less to pad, where a model cannot do without
     loss = 0.0
-    for part in parts([lengths[i] for i in order], tokens=policy.budget, rows=batch_size):
-        scored = policy.logprobs(collate([rows[order[i]] for i in part], policy.pad_id).to(device))
-        loss += completion_loss(scored.logprobs_BR, scored.mask_BR, total=total).item()
+    for some in batched(rows, IN_MEMORY):
+        for part in policy.backbone.parts([(row,) for row in some], batch_size):
+            scored = policy.logprobs(collate([some[i] for i in part], policy.pad_id).to(device))
+            loss += completion_loss(scored.logprobs_BR, scored.mask_BR, total=total).item()
     return loss

@@ -57,6 +57,10 @@ class Comparisons:
         """Tokens of each comparison."""
         return self._lengths
 
+    def rows(self, number: int) -> tuple[Row, ...]:
+        """The responses of a comparison."""
+        return self.comparisons[number].rows
+
     @cached_property
     def _lengths(self) -> list[int]:
         return lengths_of(self.comparisons, lambda comparison: sum(len(row.ids) for row in comparison.rows))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from assay.errors import TrainingError
 from assay.models.config import Template
 from assay.types import Completion, Preference, Prompt
 
@@ -80,6 +81,25 @@ class Progress(Protocol):
     def update(self, done: int, note: str = "") -> None: ...
 
 
+LOWER = 1 / 3
+"""Of the learning rate, with every correction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What was changed since a stage went wrong and began anew from its last checkpoint (doctor.act: correct)."""
+
+    times: int = 0
+    """Corrections so far: each lowers the learning rate for good."""
+    here: int = 0
+    """Those that the last checkpoint does not know of: β is raised, and what was best so far is forgotten, now."""
+
+    @property
+    def rate(self) -> float:
+        """Factor of the learning rate."""
+        return LOWER**self.times
+
+
 class RunContext(Protocol):
     """The stage's link to the run: built by the pipeline, or by a test."""
 
@@ -87,6 +107,8 @@ class RunContext(Protocol):
     folder: Path
     """Working folder of the artifact: the stage writes its files here."""
     device: str
+    remedy: Remedy
+    """Known once `restore` was called."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -100,6 +122,10 @@ class RunContext(Protocol):
 
     def restore(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """The last checkpoint as (step, tensors, state), or None at a fresh start."""
+        ...
+
+    def trouble(self) -> TrainingError | None:
+        """Why going on is useless, if it is: the stage checkpoints and raises it."""
         ...
 
     def interrupted(self) -> bool:

@@ -6,7 +6,6 @@ Formulas: algorithms/direct_loss.py. N examples, B of them in a step, E = 2 rows
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +16,9 @@ from torch import Tensor
 
 from assay import rng
 from assay.algorithms import direct_loss
-from assay.data.pack import collate, parts, together
+from assay.data.pack import collate
 from assay.data.render import Row
-from assay.data.stored import Lazily, batched
+from assay.data.stored import IN_MEMORY, Lazily, batched, lengths_of
 from assay.models.policy import Policy, ResponseLogprobs
 from assay.stages import loop
 from assay.stages.config import PreferenceConfig
@@ -29,8 +28,6 @@ Pair = tuple[Row, Row]
 
 Judged = tuple[Row, bool]
 """An answer, and whether it is good."""
-
-IN_MEMORY = 8192  # examples whose rows are held at a time, so that those of one prompt meet
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +40,35 @@ class Example:
     """Always, for a pair; what people said, for a verdict."""
 
 
+def size_of(example: Example) -> int:
+    """Tokens of both rows."""
+    return len(example.row.ids) + len(example.other.ids)
+
+
 def examples_of(
     pairs: Sequence[Pair], verdicts: Sequence[Judged], config: PreferenceConfig, seed: int
 ) -> Sequence[Example]:
-    """What is learnt from: pairs as they are; for KTO verdicts, a pair being a good one and a bad one."""
+    """What is learnt from: pairs as they are; for KTO verdicts, a pair being a good one and a bad one.
+
+    Rows that stand on disk stay there: an example is made when it is asked for.
+    """
     if config.paired:
-        return Lazily(np.arange(len(pairs)), lambda number: Example(*pairs[number]))
-    judged = [part for chosen, rejected in pairs for part in ((chosen, True), (rejected, False))] + list(verdicts)
-    others = mismatched([row for row, _ in judged], seed, config.max_length)
-    return [Example(row, other, good) for (row, good), other in zip(judged, others, strict=True)]
+        lengths = pairs.lengths if isinstance(pairs, Lazily) else None
+        return Lazily(np.arange(len(pairs)), lambda number: Example(*pairs[number]), lengths)
+    numbers = np.arange(2 * len(pairs) + len(verdicts))
+
+    def judged(number: int) -> Judged:
+        if number >= 2 * len(pairs):
+            return verdicts[number - 2 * len(pairs)]
+        return pairs[number // 2][number % 2], number % 2 == 0
+
+    others = mismatched(Lazily(numbers, lambda number: judged(number)[0]), seed, config.max_length)
+
+    def example(number: int) -> Example:
+        row, good = judged(number)
+        return Example(row, others[number], good)
+
+    return Lazily(numbers, example)
 
 
 def plan(examples: Sequence[Example], config: PreferenceConfig, seed: int) -> list[list[int]]:
@@ -59,24 +76,29 @@ def plan(examples: Sequence[Example], config: PreferenceConfig, seed: int) -> li
 
     Where bad answers are the longer ones, batches of like length would be all good or all bad.
     """
-    lengths = [len(e.row.ids) + len(e.other.ids) if config.paired else 0 for e in examples]
+    lengths = lengths_of(examples, size_of) if config.paired else [0] * len(examples)
     return loop.plan(lengths, config.batch_size, config.epochs, seed)
 
 
-def mismatched(rows: Sequence[Row], seed: int, max_length: int) -> list[Row]:
+def mismatched(rows: Sequence[Row], seed: int, max_length: int) -> Sequence[Row]:
     """Each row's prompt with the answer of another row: a derangement, and the answer to another prompt.
 
     In an order where rows of one prompt are neighbours, each takes the answer as many places on as the most frequent
     prompt has rows. (One that has more than half of all rows cannot but meet itself; then only the rows differ.)
     """
-    prompts = [tuple(row.ids[: row.prompt_length]) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: (rng.derive(seed, "mismatched", *prompts[i]), prompts[i]))
-    shift = min(max(Counter(prompts).values(), default=0), len(rows) // 2)
-    answers = {i: rows[order[(place + shift) % len(rows)]] for place, i in enumerate(order)}
-    return [
-        Row([*prompt, *answers[i].ids[answers[i].prompt_length :]][:max_length], len(prompt))
-        for i, prompt in enumerate(prompts)
-    ]
+    prompts = np.array([rng.derive(seed, "mismatched", *row.ids[: row.prompt_length]) for row in rows], np.int64)
+    order = prompts.argsort(kind="stable")
+    _, rows_of_prompt = np.unique(prompts, return_counts=True)
+    shift = min(int(rows_of_prompt.max(initial=0)), len(rows) // 2)
+    answers = np.empty_like(order)
+    answers[order] = np.roll(order, -shift)
+
+    def other(number: int) -> Row:
+        row, answer = rows[number], rows[int(answers[number])]
+        asked, said = row.ids[: row.prompt_length], answer.ids[answer.prompt_length :]
+        return Row([*asked, *said][:max_length], row.prompt_length)
+
+    return Lazily(np.arange(len(rows)), other)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +111,12 @@ class Learner:
 
     def parts(self, batch: Sequence[Example]) -> Iterator[list[int]]:
         """Numbers of the examples of each forward pass."""
-        lengths = [len(example.row.ids) + len(example.other.ids) for example in batch]
-        return parts(lengths, tokens=self.policy.budget, rows=self.config.micro_batch_size)
+        start = 0
+        for some in batched(batch, IN_MEMORY):
+            examples = [(example.row, example.other) for example in some]
+            for part in self.policy.backbone.parts(examples, self.config.micro_batch_size):
+                yield [start + number for number in part]
+            start += len(some)
 
     def logprobs(self, policy: Policy, rows: Sequence[Row]) -> ResponseLogprobs:
         return policy.logprobs(collate(rows, policy.pad_id).to(self.device))
@@ -103,11 +129,9 @@ class Learner:
             start = 0
             for some in batched(examples, IN_MEMORY):
                 rows = [row for example in some for row in (example.row, example.other)]
-                order = together(rows)
-                for part in parts([len(rows[i].ids) for i in order], tokens=policy.budget):
-                    chosen = [order[i] for i in part]
-                    sums = self.logprobs(policy, [rows[i] for i in chosen]).logprobs_BR.sum(1)
-                    sums_M[[start + i for i in chosen]] = sums
+                for part in policy.backbone.parts([(row,) for row in rows]):
+                    sums = self.logprobs(policy, [rows[i] for i in part]).logprobs_BR.sum(1)
+                    sums_M[[start + i for i in part]] = sums
                 start += len(rows)
         return sums_M.view(-1, 2)
 

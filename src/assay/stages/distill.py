@@ -22,11 +22,11 @@ from torch import Tensor
 from assay import rng
 from assay.algorithms.distill_loss import Divergence, forward_kl, jensen_shannon, reverse_kl, token_divergence
 from assay.algorithms.masked import masked_mean
-from assay.data.pack import TokenBatch, collate, parts
+from assay.data.pack import TokenBatch, collate
 from assay.data.render import Row
 from assay.data.tokens import render
 from assay.errors import DataError, ModelError
-from assay.models.backbone import load_tokenizer
+from assay.models.load import load_tokenizer
 from assay.models.locate import locate
 from assay.models.policy import LabelIndex
 from assay.models.roles import Policy, load_policy
@@ -44,7 +44,8 @@ def run(config: DistillConfig, inputs: StageInputs, ctx: RunContext) -> dict[str
     student, teacher = load_pair(config, inputs, ctx)
     divergence = divergence_of(config)
     renderer = student.renderer(inputs.template, config.max_length)
-    engines = {policy: Engine(policy, renderer, max_batch=config.batch_size) for policy in (student, teacher)}
+    at_once = config.decode_batch or config.batch_size
+    engines = {policy: Engine(policy, renderer, max_batch=at_once) for policy in (student, teacher)}
 
     def sample(policy: Policy, prompts: Sequence[Prompt], *purpose: str | int) -> list[Generation]:
         return collect.sample(engines[policy], prompts, config.sampling, rng.derive(ctx.seed, *purpose))
@@ -70,7 +71,7 @@ def run(config: DistillConfig, inputs: StageInputs, ctx: RunContext) -> dict[str
     test = inputs.data.prompts.test
     size = config.micro_batch_size
     before = sample(student, test, "test")
-    kl_before = teacher_kl(student, teacher, before, size, ctx.device)
+    kl_before = teacher_kl(student, teacher, before, size)
     steps = max(1, config.sequences // config.batch_size)
     optimizer = loop.Optimizer(student.parameters_trained(), config.optim, steps)
     start, state = loop.resume(ctx, optimizer)
@@ -92,7 +93,7 @@ def run(config: DistillConfig, inputs: StageInputs, ctx: RunContext) -> dict[str
     student.save(ctx.folder)
     after = sample(student, test, "test")
     ctx.samples(steps, compared.side_by_side(unscored(before), unscored(after), inputs))
-    report = {"teacher_kl_before": kl_before, "teacher_kl_after": teacher_kl(student, teacher, after, size, ctx.device)}
+    report = {"teacher_kl_before": kl_before, "teacher_kl_after": teacher_kl(student, teacher, after, size)}
     if inputs.evaluate_policy:
         report |= inputs.evaluate_policy([g.completion for g in before], [g.completion for g in after])
     return {**report, **state, "steps": steps, "sequences": steps * config.batch_size}
@@ -135,8 +136,7 @@ def imitate_teacher(
     """Gradient of the mean divergence per response token of one optimizer step's rows; returns it in nats."""
     total = sum(len(row.ids) - row.prompt_length for row in rows)
     loss = torch.zeros((), device=device)
-    sizes = [len(row.ids) for row in rows]
-    for part in parts(sizes, tokens=student.budget, rows=config.micro_batch_size):
+    for part in student.backbone.parts([(row,) for row in rows], config.micro_batch_size):
         batch = collate([rows[i] for i in part], student.pad_id).to(device)
         values_BR, mask_BR = divergence_BR(student, teacher, batch, divergence, config.temperature)
         share = masked_mean(values_BR, mask_BR, total=total)
@@ -160,15 +160,14 @@ def divergence_BR(
 
 
 @torch.no_grad()
-def teacher_kl(student: Policy, teacher: Policy, answers: Sequence[Generation], size: int | None, device: str) -> float:
+def teacher_kl(student: Policy, teacher: Policy, answers: Sequence[Generation], size: int | None) -> float:
     """KL(student ‖ teacher) in nats per answer: the exact KL of every token, summed over the student's own answers."""
     student.eval()
     values_BR = collect.over_rows(
         lambda batch: divergence_BR(student, teacher, batch, reverse_kl)[0],
         [answer.row for answer in answers],
+        student.backbone,
         student.pad_id,
-        device,
-        student.budget,
         size,
     )
     return values_BR.sum(1).mean().item()

@@ -45,6 +45,10 @@ class Steps:
         """Tokens of each response."""
         return [len(judged.row.ids) for judged in self.responses]
 
+    def rows(self, number: int) -> tuple[Row]:
+        """The response."""
+        return (self.responses[number].row,)
+
     def loss(self, part: Sequence[int], step: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Shares of loss and accuracy."""
         chosen = [self.responses[i] for i in part]

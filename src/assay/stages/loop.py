@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from assay import rng
 from assay.data.pack import batches
-from assay.errors import DataError, Interrupted, TrainingError
+from assay.errors import DataError, Interrupted, NotFiniteError
 from assay.stages.config import OptimConfig
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Optimizer:
         self.parameters = dict(parameters)
         self.config = config
         self.steps = steps
+        self.factor = 1.0
+        """Of the learning rate: below 1 once a run was corrected."""
         matrices = [p for p in self.parameters.values() if p.ndim >= 2]
         vectors = [p for p in self.parameters.values() if p.ndim < 2]
         self._adam = torch.optim.AdamW(
@@ -72,15 +74,15 @@ class Optimizer:
     def update(self, step: int) -> dict[str, float]:
         """One step with the gradients at hand; returns the gradient norm before clipping, the rate, and the step's RMS.
 
-        Raises `TrainingError` when the gradient is not finite, before any weight is touched.
+        Raises `NotFiniteError` when the gradient is not finite, before any weight is touched.
         """
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm).item()
         if not math.isfinite(norm):
-            raise TrainingError(
+            raise NotFiniteError(
                 f"the gradient of step {step} is not finite",
                 hint="lower optim.learning_rate, or look for rows with extreme lengths in this batch",
             )
-        rate = learning_rate(self.config, step, self.steps)
+        rate = self.factor * learning_rate(self.config, step, self.steps)
         for group in self._adam.param_groups:
             group["lr"] = rate
         before = self._probe()
@@ -119,6 +121,7 @@ class Optimizer:
 def resume(ctx: RunContext, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
     """Load the last checkpoint, if there is one: the step to go on with, and the stage's own state."""
     saved = ctx.restore()
+    optimizer.factor = ctx.remedy.rate
     if saved is None:
         return 0, {}
     step, tensors, state = saved
@@ -129,7 +132,7 @@ def resume(ctx: RunContext, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
 def finish_step(
     ctx: RunContext, optimizer: Optimizer, done: int, total: int, every: int, state: Mapping[str, Any]
 ) -> None:
-    """Checkpoint when due; checkpoint and stop when the user asked to. `resume` is its inverse."""
+    """Checkpoint when due; checkpoint and stop in trouble, or when the user asked to. `resume` is its inverse."""
     _finish(ctx, done, total, every, lambda: ctx.checkpoint(done, optimizer.tensors(), state))
 
 
@@ -149,9 +152,11 @@ def finish_iteration(
 def _finish(ctx: RunContext, done: int, total: int, every: int, checkpoint: Callable[[], None]) -> None:
     if done == total:  # what comes next is the model itself
         return
-    interrupted = ctx.interrupted()
-    if interrupted or done % every == 0:
+    trouble, interrupted = ctx.trouble(), ctx.interrupted()
+    if trouble or interrupted or done % every == 0:
         checkpoint()
+    if trouble:
+        raise trouble
     if interrupted:
         raise Interrupted(f"stopped after {done} of {total}; the checkpoint is saved")
 
@@ -192,6 +197,8 @@ def save(ctx: RunContext, done: int, optimizers: Mapping[str, Optimizer], best: 
 def restore(ctx: RunContext, optimizers: Mapping[str, Optimizer]) -> tuple[int, Best, dict[str, Any]]:
     """Inverse of `save`: the iteration to go on with, the best so far, the stage's own state; fresh ones at a start."""
     saved = ctx.restore()
+    for optimizer in optimizers.values():
+        optimizer.factor = ctx.remedy.rate
     if saved is None:
         return 0, Best(), {}
     done, tensors, state = saved

@@ -33,6 +33,8 @@ from assay.types import Prompt
 
 EXACT = 1e-5
 """Nats within which two log-probabilities of a token are the same number, rounded in another order."""
+RAISE, LEAST_KL_COEF = 2.0, 0.05
+"""Of β, with every correction: twice what it was, and at least the default."""
 
 
 @dataclass
@@ -88,8 +90,9 @@ class Online:
         self.config, self.inputs, self.ctx = config, inputs, ctx
         self.roles, self.optimizers = roles, optimizers
         renderer = roles.policy.renderer(inputs.template, config.max_length)
-        self.engine = Engine(roles.policy, renderer, max_batch=config.batch_size)
-        self.sampler = Engine(roles.policy, renderer, max_batch=config.batch_size, weights=config.rollout_weights)
+        rows = config.decode_batch or config.batch_size
+        self.engine = Engine(roles.policy, renderer, max_batch=rows)
+        self.sampler = Engine(roles.policy, renderer, max_batch=rows, weights=config.rollout_weights)
         self.reward = LearnedReward(roles.reward, batch_size=config.batch_size)
         prompts = inputs.data.prompts
         self.validation, self.test = prompts.validation[: config.evaluation_prompts], prompts.test
@@ -97,6 +100,10 @@ class Online:
         self.before_test = self.sample(self.test, "test")
         self.start, self.best, saved = loop.restore(ctx, optimizers)
         self.state = State(**saved) if saved else self._fresh_state()
+        self.done = self.start
+        self.state.kl_coef = raised(self.state.kl_coef, ctx.remedy.here)
+        if ctx.remedy.here:
+            self.best = loop.Best()  # what was best when the KL cost too little may be what went wrong
         self.penalty = kl_controller(config, self.state.kl_coef, self.start)
         self.began = time.perf_counter()
 
@@ -122,7 +129,6 @@ class Online:
             seed=rng.derive(self.ctx.seed, *purpose),
             reward=self.reward,
             reference=self.roles.reference,
-            device=self.ctx.device,
             micro_batch_size=self.config.micro_batch_size or self.config.batch_size,
         )
 
@@ -133,7 +139,6 @@ class Online:
             if self.config.patience and self.best.evaluations_since >= self.config.patience:
                 return  # asked here, not after the yield: a run that was killed on its last page must not go on either
             self.began = time.perf_counter()
-            self.compares = not self.state.sampler_exact or (iteration + 1) % self.config.evaluate_every == 0
             yield iteration
 
     def prompts(self, iteration: int, count: int) -> list[Prompt]:
@@ -170,6 +175,11 @@ class Online:
             },
         )
 
+    @property
+    def compares(self) -> bool:
+        """Whether the trainer reads this iteration's samples too: until both agree, and again with every evaluation."""
+        return not self.state.sampler_exact or (self.done + 1) % self.config.evaluate_every == 0
+
     def old_logprobs(self, rollouts: Rollouts) -> tuple[Tensor, dict[str, float]]:
         """What the ratios of this iteration's updates start from, [B, R], and how far the sampler is from it.
 
@@ -183,9 +193,8 @@ class Online:
             old_BR = collect.over_rows(
                 lambda batch: policy.logprobs(batch, temperature=config.sampling.temperature).logprobs_BR,
                 rollouts.rows,
+                policy.backbone,
                 policy.pad_id,
-                mask_BR.device,
-                policy.budget,
                 config.micro_batch_size,
             )
         mismatch = policy_loss.mismatch(rollouts.logprobs_BR, old_BR, mask_BR)
@@ -229,12 +238,13 @@ class Online:
         if self.inputs.truth:
             measured["objective/truth"] = loop.mean(self.inputs.truth(rollouts.prompts, rollouts.texts))
 
-        done = iteration + 1
+        self.done = done = iteration + 1
         if done % config.evaluate_every == 0 or done == config.iterations:
             after = self.sample(self.validation, "validation")
             measured |= loop.numbers(compared.compare(self.before, after, self.inputs), prefix="eval/")
             gain = (measured["eval/reward_after"] - measured["eval/reward_before"]) / self.state.reward_std
-            self.best.offer(gain - config.kl_coef * measured["eval/kl"], done, self.roles.policy.parameters_trained())
+            price = raised(config.kl_coef, ctx.remedy.times)
+            self.best.offer(gain - price * measured["eval/kl"], done, self.roles.policy.parameters_trained())
         ctx.log(done, measured)
         self.progress.update(done, f"reward {measured['objective/reward']:+.2f}, KL {measured['objective/kl']:.2f}")
         every, total = config.checkpoint_every, config.iterations
@@ -263,6 +273,13 @@ class Online:
             "samples": self.state.samples,
             "episodes_per_s": self.state.episodes / self.state.seconds,
         }
+
+
+def raised(kl_coef: float, times: int) -> float:
+    """β after so many corrections."""
+    for _ in range(times):
+        kl_coef = max(LEAST_KL_COEF, RAISE * kl_coef)
+    return kl_coef
 
 
 def kl_controller(config: SamplingStageConfig, coef: float, done: int) -> FixedKL | AdaptiveKL | ScheduledKL:

@@ -44,7 +44,7 @@ def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, 
     tokens = int(batch.mask_BR.sum())
     sums: dict[str, Tensor] = {}
     error = torch.zeros((), device=batch.mask_BR.device)
-    for rows in batch.parts(policy.budget, config.micro_batch_size):
+    for rows in batch.parts(policy.backbone, config.micro_batch_size):
         scored = policy.logprobs(
             rows.tokens(policy.pad_id), temperature=config.sampling.temperature, entropy=config.entropy_coef > 0
         )

@@ -68,9 +68,8 @@ def estimate(
         roles.value.rescale(1 / online.state.reward_std, -online.state.reward_mean / online.state.reward_std)
     mask_BR = rollouts.mask_BR
     with torch.no_grad():
-        pad_id, device, tokens = roles.policy.pad_id, mask_BR.device, roles.value.budget
         values_BR = collect.over_rows(
-            roles.value.values, rollouts.rows, pad_id, device, tokens, config.micro_batch_size
+            roles.value.values, rollouts.rows, roles.value.backbone, roles.policy.pad_id, config.micro_batch_size
         )
     coef = 0.0 if config.kl_loss else online.penalty.coef
     rewards_BR = advantages.shaped_rewards(scores_B, kl_BR, mask_BR, coef=coef)
@@ -123,7 +122,7 @@ def value_step(batch: Experience, roles: PPORoles, config: PPOConfig) -> dict[st
     """Gradient of the clipped value loss over one minibatch; what is logged as loss is not clipped."""
     total = int(batch.mask_BR.sum())
     sums: dict[str, Tensor] = {}
-    for rows in batch.parts(roles.value.budget, config.micro_batch_size):
+    for rows in batch.parts(roles.value.backbone, config.micro_batch_size):
         loss, measured = policy_loss.ppo_value_loss(
             roles.value.values(rows.tokens(roles.policy.pad_id)),
             rows.values_BR,

@@ -10,6 +10,7 @@ Sources: DPO (arXiv 2305.18290); with the policy's own answers, 2402.04792. Upda
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,7 +27,7 @@ from assay import rng
 from assay.data.records import write_whole
 from assay.data.render import Renderer
 from assay.data.split import part_of
-from assay.data.stored import Lazily
+from assay.data.stored import Lazily, digest_of
 from assay.data.tokens import render
 from assay.errors import DataError
 from assay.models.backbone import drop_dropout
@@ -53,7 +55,7 @@ def run(config: PreferenceConfig, inputs: StageInputs, ctx: RunContext) -> dict[
     drop_dropout(policy.model)  # or the policy would not start as its reference
     policy.model.train(config.gradient_checkpointing)
     renderer = policy.renderer(inputs.template, config.max_length)
-    engine = Engine(policy, renderer, max_batch=config.batch_size)
+    engine = Engine(policy, renderer, max_batch=config.decode_batch or config.batch_size)
     reward = reward_of(config, inputs, ctx)
 
     def answer(reference: Policy) -> Rollouts:
@@ -64,7 +66,6 @@ def run(config: PreferenceConfig, inputs: StageInputs, ctx: RunContext) -> dict[
             seed=rng.derive(ctx.seed, "test"),
             reward=reward,
             reference=reference,
-            device=ctx.device,
             micro_batch_size=config.micro_batch_size,
         )
 
@@ -103,10 +104,7 @@ def learn(learner: Learner, renderer: Renderer, inputs: StageInputs, ctx: RunCon
     train, held_out = (data_examples(renderer, inputs, split, config, ctx.seed) for split in ("train", "validation"))
     if not train:
         raise DataError("no comparison fits the context", hint=f"raise preference.max_length ({config.max_length})")
-    stored = ctx.folder / "reference.safetensors"
-    reference_NE, held_out_NE = reference_logprobs(learner, [*train, *held_out], stored).split(
-        [len(train), len(held_out)]
-    )
+    reference_NE, held_out_NE = (reference_logprobs(learner, some, inputs.cache) for some in (train, held_out))
     validate = torch.no_grad()(lambda: learner.step(held_out, held_out_NE) if held_out else {})
 
     steps = plan(train, config, ctx.seed)
@@ -131,7 +129,6 @@ def learn(learner: Learner, renderer: Renderer, inputs: StageInputs, ctx: RunCon
 
     if held_out:
         best.put_back(parameters)
-    stored.unlink()
     return {
         "examples": len(train),
         "steps": len(steps),
@@ -200,22 +197,38 @@ def data_examples(
     """The examples of one split that leave at least one label of each answer within the context."""
     part = config.part if split == "train" else (1, 1)
     pairs = render(renderer, part_of(getattr(inputs.data.preferences, split), part), inputs.cache)
+    both = np.flatnonzero(pairs.counts() == 2)
     verdicts = part_of(getattr(inputs.data.verdicts, split), part)
     judged = render(renderer, verdicts, inputs.cache)
     return examples_of(
-        Lazily(np.flatnonzero(pairs.counts() == 2), pairs.of),  # pyright: ignore[reportArgumentType]
-        [(row, verdict.good) for row, verdict in zip(judged.rows, verdicts, strict=True) if row],
+        Lazily(both, pairs.of, pairs.tokens()[both]),  # pyright: ignore[reportArgumentType]
+        Lazily(np.flatnonzero(judged.lengths), lambda number: (judged.rows[number], verdicts[number].good)),  # pyright: ignore[reportArgumentType]
         config,
         seed,
     )
 
 
-def reference_logprobs(learner: Learner, examples: Sequence[Example], stored: Path) -> Tensor:
-    """[N, 2] under the policy, which is called before its first update; a resumed run finds them on disk."""
-    if not stored.exists():
+def reference_logprobs(learner: Learner, examples: Sequence[Example], cache: Path | None) -> Tensor:
+    """[N, 2] under the policy, which is called before its first update.
+
+    They are kept under the hash of the model and the rows that they follow from, so that a run with another β or
+    another loss over the same rows finds them again, as a resumed one does.
+    """
+    if cache is None or not learner.config.reference:
+        return learner.reference(learner.policy, examples)
+    lines = (np.array(_numbers(example), np.int64).tobytes() for example in examples)
+    stored = cache / f"{digest_of(itertools.chain([learner.policy.identity.encode()], lines))}.safetensors"
+    try:
+        return load_file(stored, device=learner.device)["logprobs"]
+    except (OSError, SafetensorError, KeyError):  # not there, or not whole
         logprobs_NE = learner.reference(learner.policy, examples)
         write_whole(stored, lambda partial: save_file({"logprobs": logprobs_NE.cpu()}, partial))
-    return load_file(stored, device=learner.device)["logprobs"]
+        return logprobs_NE
+
+
+def _numbers(example: Example) -> list[int]:
+    """An example's rows in numbers that say where each ends."""
+    return [n for row in (example.row, example.other) for n in (row.prompt_length, len(row.ids), *row.ids)]
 
 
 def update(

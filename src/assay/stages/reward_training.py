@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from assay.data.pack import parts
+from assay.data.render import Row
 from assay.models.roles import RewardModel
 from assay.stages import loop
 from assay.stages.config import RewardConfig
@@ -22,6 +22,10 @@ class Lesson(Protocol):
     @property
     def lengths(self) -> Sequence[int]:
         """Tokens of each example."""
+        ...
+
+    def rows(self, number: int) -> Sequence[Row]:
+        """What the model reads of an example."""
         ...
 
     def loss(self, part: Sequence[int], step: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -42,8 +46,8 @@ def train(
             began = time.perf_counter()
             batch = plan[step]
             loss, accuracy = torch.zeros((), device=ctx.device), torch.zeros((), device=ctx.device)
-            sizes = [lesson.lengths[i] for i in batch]
-            for part in parts(sizes, tokens=model.budget, rows=config.micro_batch_size):
+            examples = [lesson.rows(number) for number in batch]
+            for part in model.backbone.parts(examples, config.micro_batch_size):
                 share, right = lesson.loss([batch[i] for i in part], batch)
                 share.backward()
                 loss += share.detach()

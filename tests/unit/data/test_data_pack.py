@@ -65,14 +65,44 @@ def test_batches_of_similar_length_pad_less_and_come_in_no_order_of_length() -> 
     assert longest != sorted(longest)
 
 
-@given(lengths=st.lists(st.integers(1, 30), max_size=30), tokens=st.integers(1, 60), rows=st.integers(1, 9) | st.none())
-def test_parts_are_neighbours_within_both_limits(lengths: list[int], tokens: int, rows: int | None) -> None:
-    found = list(parts(lengths, tokens=tokens, rows=rows))
-    assert [i for part in found for i in part] == list(range(len(lengths)))
-    assert all(len(part) == 1 or sum(lengths[i] for i in part) <= tokens for part in found)
-    assert all(len(part) <= (rows or len(lengths)) for part in found)
+EXAMPLES = st.lists(
+    st.builds(
+        lambda prompt, answers: [Row([*prompt, *[9] * own], len(prompt)) for own in answers],
+        st.sampled_from([(), (1,), (1, 2), (1, 2, 3, 4), (5, 6, 7, 8)]),
+        st.lists(st.integers(1, 6), min_size=1, max_size=2),
+    ),
+    max_size=12,
+)
+
+
+def tokens_read(examples: list[list[Row]], shared: bool) -> int:
+    """Every prompt once, counted over the rows themselves."""
+    if not shared:
+        return sum(len(row.ids) for rows in examples for row in rows)
+    prompts = {tuple(row.ids[: row.prompt_length]) for rows in examples for row in rows}
+    return sum(map(len, prompts)) + sum(len(row.ids) - row.prompt_length for rows in examples for row in rows)
+
+
+@given(examples=EXAMPLES, tokens=st.integers(1, 40), most=st.integers(1, 5) | st.none(), shared=st.booleans())
+def test_parts_hold_every_example_once_within_both_limits(
+    examples: list[list[Row]], tokens: int, most: int | None, shared: bool
+) -> None:
+    found = list(parts(examples, tokens=tokens, most=most, shared=shared))
+    assert sorted(i for part in found for i in part) == list(range(len(examples)))
+    assert all(len(part) <= (most or len(examples)) for part in found)
+    sizes = [tokens_read([examples[i] for i in part], shared) for part in found]
+    assert all(len(part) == 1 or size <= tokens for part, size in zip(found, sizes, strict=True))
     for part, after in itertools.pairwise(found):
-        assert len(part) == rows or sum(lengths[i] for i in part) + lengths[after[0]] > tokens, "a part ends early"
+        fuller = tokens_read([examples[i] for i in [*part, after[0]]], shared)
+        assert len(part) == most or fuller > tokens, "a part ends early"
+
+
+def test_a_group_whose_prompt_is_read_once_is_one_part() -> None:
+    """Eight answers of 4 tokens to a prompt of 20: 52 tokens, where rows alone would count 192."""
+    group = [[Row([*range(20), 30 + n, 1, 2, 3], 20)] for n in range(8)]
+    assert list(parts(group, tokens=52)) == [list(range(8))]
+    assert len(list(parts(group, tokens=52, shared=False))) == 4
+    assert len(list(parts(group, tokens=51))) == 2
 
 
 def test_a_batch_moves_whole() -> None:

@@ -71,6 +71,22 @@ def test_what_is_missing_is_unchecked_and_the_rest_is_checked() -> None:
     assert examine([Log("reward", "there")], detectors[:1]) == Diagnosis()
 
 
+def test_evidence_that_is_damaged_costs_the_detectors_that_stumble_over_it_and_no_other() -> None:
+    def burns(log: Log) -> Iterator[Finding]:
+        yield Finding(FIRE, log.where, f"{log.config['size'] / 2}")
+
+    def rusts(log: Log) -> Iterator[Finding]:
+        yield Finding(RUST, log.where, "brown")
+
+    detectors = [Detector((FIRE,), (), Log, burns), Detector((RUST,), (), Log, rusts)]
+    given = examine([Log("ppo", "here", config={"size": "many"})], detectors)
+    assert names(list(given.findings)) == ["rust"]
+    assert [(one.mode, one.why.split(":")[0]) for one in given.unchecked] == [
+        (FIRE, "its numbers are not what they should be (TypeError")
+    ]
+    assert given.checked == ((RUST, "here"),)
+
+
 def test_a_log_gives_series_numbers_and_settings_or_says_what_it_has_not() -> None:
     lines = [MetricsLine(step, step / 10, {"a": step * 2.0} | ({"b": 1.0} if step == 3 else {})) for step in (1, 2, 3)]
     log = Log.of("ppo", "here", lines, final={"n": 5, "word": "x"}, config={"optim": {"learning_rate": 0.1}})

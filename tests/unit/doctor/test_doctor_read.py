@@ -18,7 +18,7 @@ def a_run(root: Path) -> Path:
     run.mkdir()
     stages = {
         "sft": {"kind": "sft", "artifact": "sft-1", "metrics": {"validation_loss": 0.5}},
-        "aligned": {"kind": "ppo", "artifact": "ppo-2", "metrics": {"kl": 3.0}},
+        "aligned": {"kind": "ppo", "artifact": "ppo-2", "metrics": {"kl": 3.0, "accuracy": 0.7}},
     }
     (run / "summary.json").write_text(json.dumps({"run": "mine-1", "stages": stages}))
     for name, lines in (("ppo-2", [{"objective/kl": 1.5}, {"objective/kl": None}]), (".reward-3.partial", [{"a": 1}])):
@@ -38,10 +38,34 @@ def test_a_run_is_read_stage_by_stage_with_what_is_missing_told(tmp_path: Path) 
     assert aligned["objective/kl"].values.tolist() == [1.5]
     assert aligned["objective/kl"].not_finite == (2,)
     assert aligned.setting("kl_coef") == 0.05
-    assert aligned.final["accuracy"] == {"ceiling": 0.8}
+    assert aligned.reports["accuracy"] == {"ceiling": 0.8}
+    assert aligned.number("accuracy") == 0.7
     assert (reward.kind, reward["a"].last) == ("reward", 1.0)
     assert not aligned.foreign
     assert [note.split(":")[0] for note in found.notes] == ["sft", "reward is not finished"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "read_too"),
+    [
+        ("- sft: {}\n- ppo: {}\n", False),
+        ("- sft: {}\n- reward: {}\n- ppo: {}\n", True),
+        ("- sft: {seeds: 2}\n- ppo: {}\n", False),
+        ("- nonsense\n", True),
+    ],
+)
+def test_what_another_run_is_at_work_on_is_not_of_this_run(tmp_path: Path, stages: str, read_too: bool) -> None:
+    run = a_run(tmp_path)
+    (run / "recipe.yaml").write_text(f"stages:\n{stages}")
+    assert ("reward (unfinished)" in [log.where for log in read(run).logs]) is read_too
+
+
+def test_a_summary_of_odd_entries_is_read_as_far_as_it_can_be(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    (run / "summary.json").write_text(json.dumps({"stages": {"sft": 3, "ppo": {"kind": "ppo", "metrics": [1]}}}))
+    found = read(run)
+    assert [(log.where, dict(log.final)) for log in found.logs if log.kind == "ppo"] == [("ppo", {})]
+    assert "mine-1/summary.json says nothing of sft that could be read" in found.notes
 
 
 def test_damaged_files_cost_what_they_hold_and_nothing_else(tmp_path: Path) -> None:

@@ -203,6 +203,45 @@ def test_a_model_that_can_share_no_prompt_says_so_once_and_only_where_something_
     assert first[1, :3].tolist() == pytest.approx(by_hand(policy, FAMILY[1], 1.0)[0], abs=1e-4)
 
 
+def test_a_model_that_breaks_over_a_tree_or_a_cache_reads_padded_rows_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An attribute that is not there is a refusal like any other."""
+    policy = load_policy(tiny.folder("qwen2"), trainable=False)
+    expected = by_hand(policy, FAMILY[1], 1.0)[0]
+    trunk = policy.backbone.trunk
+    plain = trunk.forward
+
+    def forward(input_ids: torch.Tensor, *, attention_mask: torch.Tensor, **more: Any) -> Any:
+        if attention_mask.ndim != 2 or more["use_cache"]:
+            raise AttributeError("no such thing here")
+        return plain(input_ids, attention_mask=attention_mask, **more)
+
+    monkeypatch.setattr(trunk, "forward", forward)
+    with torch.no_grad():
+        got = policy.logprobs(collate(FAMILY, policy.pad_id)).logprobs_BR
+    assert got[1, :3].tolist() == pytest.approx(expected, abs=1e-4)
+    [said] = caplog.messages
+    assert "qwen2 reads a prompt again" in said
+
+
+def test_a_model_whose_class_does_not_name_its_trunk_scores_as_by_hand(tmp_path: Path) -> None:
+    """Llama 4; its attention is in chunks, which the window knows."""
+    words = tiny.tokenizer(pad=False)
+    shape = {**tiny.SHAPE["llama"], "intermediate_size_mlp": 64, "head_dim": 8, "num_local_experts": 2}
+    config = transformers.AutoConfig.for_model("llama4_text", **shape, vocab_size=len(words), attention_chunk_size=16)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    policy = load_policy(tmp_path, trainable=False)
+    assert policy.backbone.window == 16
+    with torch.no_grad():
+        got = policy.logprobs(collate(FAMILY, policy.pad_id)).logprobs_BR
+    for b, row in enumerate(FAMILY):
+        expected = by_hand(policy, row, 1.0)[0]
+        assert got[b, : len(expected)].tolist() == pytest.approx(expected, abs=1e-4)
+
+
 def test_where_activations_are_computed_again_there_is_no_cache_to_read_on_from() -> None:
     policy = load_policy(tiny.folder("gpt_neo"), gradient_checkpointing=True)
     assert not policy.backbone.reads_on

@@ -19,7 +19,7 @@ from assay.data import forest as forests
 from assay.data.forest import Forest
 from assay.data.pack import collate
 from assay.data.render import Row
-from assay.models.backbone import Backbone
+from assay.models.backbone import Backbone, drop_dropout
 from assay.models.policy import load_policy
 from assay.models.tree_attention import attention_forward, stretches_of
 from assay.rollout.cache import seen_columns
@@ -124,3 +124,14 @@ def test_where_attention_drops_something_in_training_it_is_left_to_the_model() -
     assert trained is not None
     assert evaluated is not None
     torch.testing.assert_close(backbone.lines(batch, trained), backbone.lines(batch, evaluated))
+
+
+def test_dropout_that_is_off_for_good_leaves_attention_to_the_blocks_though_the_configuration_names_a_rate() -> None:
+    backbone: Backbone = load_policy(tiny.folder("gpt2")).backbone
+    assert backbone.model.config.attn_pdrop > 0
+    batch = collate([Row([1, 2, 3], 1), Row([1, 4], 1)], 0)
+    alone = backbone.hidden(batch)[batch.attention_mask]
+    drop_dropout(backbone.model)
+    backbone.model.train()
+    assert backbone.by_blocks
+    torch.testing.assert_close(backbone.states(batch, batch.attention_mask.flatten().nonzero().flatten()), alone)

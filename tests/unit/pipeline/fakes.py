@@ -77,5 +77,5 @@ class Fakes:
         return run_stage
 
     def request(self, **changes: Any) -> Request:
-        quiet = {"report": lambda folder: None, "say": lambda line: None, "fits": lambda *run: None}
+        quiet = {"report": lambda folder: None, "say": lambda line: None, "before": lambda *run: None}
         return Request(stage=self.stage, **{**quiet, **changes})

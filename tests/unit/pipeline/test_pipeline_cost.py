@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +11,17 @@ import torch
 from tests.unit.pipeline.fakes import Fakes
 from transformers import AutoConfig
 
+from assay.data.pack import collate
+from assay.data.render import Row
 from assay.errors import UsageError
 from assay.models.config import LoraConfig
-from assay.pipeline import environment, plan, rehearsal
+from assay.pipeline import environment, footprint, plan
 from assay.pipeline.artifacts import Store
+from assay.pipeline.footprint import LiveBytes, Model, taken
 from assay.pipeline.inputs import prepare
 from assay.pipeline.recipe import load_recipe
-from assay.pipeline.rehearsal import Layout, LiveBytes, Model, held, taken
-from assay.pipeline.runner import Request, check_memory, run, selected
-from assay.pipeline.workload import decoded
+from assay.pipeline.runner import Request, check_up, run, selected
+from assay.pipeline.workload import Pass, decoded
 
 WIDTH, WORDS, INNER, BLOCKS = 32, 100, 80, 3
 LLAMA = AutoConfig.for_model(
@@ -33,7 +36,7 @@ LLAMA = AutoConfig.for_model(
     pad_token_id=0,
 )
 MODEL = Model(LLAMA, trained=True)
-SOME = Layout(lines=4, width=16, labels=20)
+SOME = [Row(list(range(16)), 11) for _ in range(4)]
 
 RECIPE = """\
 data: {world: frontdesk, documents: 60, demonstrations: 40, preferences: 40}
@@ -47,14 +50,14 @@ def test_a_llama_has_the_parameters_and_the_cache_that_its_shape_says() -> None:
     attention = WIDTH * WIDTH * 2 + WIDTH * (WIDTH // 2) * 2  # two of four heads have keys and values
     block = attention + 3 * WIDTH * INNER + 2 * WIDTH
     assert MODEL.parameters == WORDS * WIDTH + BLOCKS * block + WIDTH
-    assert MODEL.sizes.weights == 4 * MODEL.parameters
-    assert MODEL.sizes.trained == MODEL.parameters
-    assert MODEL.cache_bytes == 2 * BLOCKS * (WIDTH // 2) * 4
+    assert MODEL.weights == 4 * MODEL.parameters
+    assert MODEL.trained_parameters == MODEL.parameters
+    assert MODEL.cached == (WIDTH // 2) * 4
 
 
 def test_lora_trains_r_numbers_for_every_input_and_output_of_its_layers() -> None:
     adapters = replace(MODEL, lora=LoraConfig(r=4, target_modules=("q_proj", "v_proj")))
-    assert adapters.sizes.trained == BLOCKS * 4 * ((WIDTH + WIDTH) + (WIDTH + WIDTH // 2))
+    assert adapters.trained_parameters == BLOCKS * 4 * ((WIDTH + WIDTH) + (WIDTH + WIDTH // 2))
 
 
 def test_live_bytes_are_those_of_the_tensors_that_have_not_been_freed() -> None:
@@ -69,25 +72,46 @@ def test_live_bytes_are_those_of_the_tensors_that_have_not_been_freed() -> None:
 
 def test_a_large_tensor_is_mapped_and_a_small_one_shares_the_heap() -> None:
     assert taken(1000, 1.4) == 1400
-    assert taken(rehearsal.MAPPED, 1.4) == rehearsal.MAPPED
+    assert taken(footprint.MAPPED, 1.4) == footprint.MAPPED
+
+
+def held(model: Model, rows: list[Row], *, learns: bool = True, words: bool = True, again: bool = False) -> int:
+    task = Pass("policy" if words else "reward", tuple(rows), 0, learns=learns, words=words, again=again)
+    reader, _ = replace(model, trained=False).stand_in(1, words=64).build()
+    return model.held(task, reader)
 
 
 def test_reading_holds_less_than_learning_and_lora_and_checkpoints_less_than_everything() -> None:
-    everything = held(MODEL, SOME, learns=True, words=True)
-    assert held(replace(MODEL, trained=False), SOME, learns=False, words=True) < everything
-    assert held(replace(MODEL, lora=LoraConfig(r=2)), SOME, learns=True, words=True) < everything
-    assert held(replace(MODEL, gradient_checkpointing=True), SOME, learns=True, words=True) < everything
+    everything = held(MODEL, SOME)
+    assert held(replace(MODEL, trained=False), SOME, learns=False) < everything
+    assert held(replace(MODEL, lora=LoraConfig(r=2)), SOME) < everything
+    assert held(replace(MODEL, gradient_checkpointing=True), SOME) < everything
 
 
-def test_activations_grow_in_proportion_to_the_lines() -> None:
+def test_what_a_pass_holds_is_what_is_then_alive() -> None:
+    """The same pass through the same model, with numbers this time."""
+    rows = [Row(list(range(64)), 40) for _ in range(8)]
+    with LiveBytes(footprint.HEAP_SHARE) as live:
+        backbone, _ = MODEL.build()
+        weights = live.now
+        live.most = live.now
+        batch = collate(rows, 0)
+        states_ND = backbone.states(batch, footprint.read_at(batch, ends=True))
+        states_ND.sum().backward()
+        measured = live.most - weights
+    assert held(MODEL, rows, words=False) == pytest.approx(measured, rel=0.05)
+
+
+def test_activations_grow_in_proportion_to_the_rows() -> None:
     frozen = replace(MODEL, lora=LoraConfig(r=1))
-    sizes = [held(frozen, Layout(lines, 64, 1), learns=True, words=False) for lines in (8, 16, 32)]
-    assert sizes[2] - sizes[1] == pytest.approx(2 * (sizes[1] - sizes[0]), rel=0.02)
+    rows = [Row([i % 100] * 100, 60) for i in range(64)]
+    sizes = [held(frozen, rows[:count], words=False) for count in (16, 32, 64)]
+    assert sizes[2] - sizes[1] == pytest.approx(2 * (sizes[1] - sizes[0]), rel=0.05)
 
 
 def test_a_later_micro_batch_finds_the_gradients_of_the_first() -> None:
-    first, later = (held(MODEL, SOME, learns=True, words=True, again=again) for again in (False, True))
-    assert MODEL.sizes.weights * 0.9 < later - first < MODEL.sizes.weights * rehearsal.HEAP_SHARE * 1.1
+    first, later = (held(MODEL, SOME, again=again) for again in (False, True))
+    assert MODEL.weights * 0.9 < later - first < MODEL.weights * footprint.HEAP_SHARE * 1.1
 
 
 @pytest.mark.parametrize(
@@ -115,15 +139,51 @@ def test_what_cannot_fit_is_refused_with_settings_that_would(tmp_path: Path, mon
     needed = estimator.of(steps[1], 1)
     assert needed is not None
     monkeypatch.setattr(environment, "resident_mb", lambda: estimator.process_mb)
+    monkeypatch.setattr(plan, "ALLOWED", 1.0)
     monkeypatch.setattr(environment, "memory_mb", lambda device: needed.memory_mb - 5)
     with pytest.raises(UsageError, match=r"pretrain would need about .* MB of memory") as refused:
         plan.check_memory(named, steps, store, data)
-    first = refused.value.hint.removeprefix("this would fit: ").split("; or ")[0]
-    again = load_recipe(str(file), [f"runs_dir={tmp_path / 'runs'}", *first.split(", ")])
-    smaller = estimator.of(selected(again, Request(), fetch=False)[1], 1)
-    assert smaller is not None
-    assert smaller.memory_mb <= needed.memory_mb - 5
+    advice = refused.value.hint.removeprefix("this would fit: ")
+    again = load_recipe(str(file), [f"runs_dir={tmp_path / 'runs'}", *words_of(advice)])
+    plan.check_memory(again, selected(again, Request(), fetch=False), store, data)
     assert not (tmp_path / "runs").exists()
+
+
+SAMPLING = """\
+model: embedded
+data: {world: frontdesk, demonstrations: 100, preferences: 300}
+stages:
+  - sft: {max_length: 96}
+  - reward: {max_length: 96, lora: {r: 4}}
+  - ppo: {max_length: 96, batch_size: 128, lora: {r: 4}, sampling: {max_new_tokens: 48}, episodes: 256}
+  - preference: {max_length: 96, batch_size: 64, lora: {r: 4}, sampling: {max_new_tokens: 48}}
+  - evaluate: {max_length: 96, sampling: {max_new_tokens: 48}}
+"""
+
+
+def test_what_is_advised_for_every_stage_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit below what most stages would take: one refusal names them all, and its advice makes all of them fit."""
+    file = tmp_path / "r.yaml"
+    file.write_text(SAMPLING)
+    words = [f"runs_dir={tmp_path / 'runs'}"]
+    named = load_recipe(str(file), words)
+    steps = selected(named, Request(), fetch=False)
+    data, store = prepare(named.recipe.data, 0), Store(tmp_path / "runs")
+    monkeypatch.setattr(environment, "resident_mb", lambda: 100.0)
+    estimates = [plan.check_memory(named, steps, store, data).of(step, 8) for step in steps if step.node]
+    needed = sorted(estimate.memory_mb for estimate in estimates if estimate)
+    monkeypatch.setattr(plan, "ALLOWED", 1.0)
+    monkeypatch.setattr(environment, "memory_mb", lambda device: needed[1] + 1)
+    with pytest.raises(UsageError) as refused:
+        plan.check_memory(named, steps, store, data)
+    assert refused.value.what.count("would need about") == 3
+    again = load_recipe(str(file), [*words, *words_of(refused.value.hint.removeprefix("this would fit: "))])
+    plan.check_memory(again, selected(again, Request(), fetch=False), store, data)
+
+
+def words_of(advice: str) -> list[str]:
+    """Settings as the shell would pass them: `a=1 b={r: 8}`."""
+    return re.findall(r"\S+=(?:\{.*?\}|\S+)", advice)
 
 
 def test_a_run_that_cannot_fit_ends_before_its_first_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,5 +192,5 @@ def test_a_run_that_cannot_fit_ends_before_its_first_stage(tmp_path: Path, monke
     monkeypatch.setattr(environment, "memory_mb", lambda device: 100)
     fakes = Fakes()
     with pytest.raises(UsageError, match="pretrain would need"):
-        run(load_recipe(str(file), [f"runs_dir={tmp_path / 'runs'}"]), fakes.request(fits=check_memory))
+        run(load_recipe(str(file), [f"runs_dir={tmp_path / 'runs'}"]), fakes.request(before=check_up))
     assert fakes.called == []

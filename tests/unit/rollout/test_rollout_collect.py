@@ -36,7 +36,6 @@ def test_a_policy_that_is_its_own_reference_has_a_kl_of_zero_at_every_token(temp
         seed=0,
         reward=lambda prompts, texts, finishes: [float(len(text)) for text in texts],
         reference=policy,
-        device="cpu",
         micro_batch_size=3,
     )
     lengths = rollouts.mask_BR.sum(1).tolist()

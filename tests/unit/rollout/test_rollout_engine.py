@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from pydantic import ValidationError
 from tests import tiny
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from assay.data.render import Renderer
 from assay.errors import ModelError, TrainingError, UsageError
@@ -169,3 +171,58 @@ def test_sampling_leaves_the_model_in_the_mode_it_was_in(engine: Engine) -> None
     engine.generate(PROMPTS[:1], SamplingParams(max_new_tokens=2), seeds=[0])
     assert engine.policy.model.training
     engine.policy.eval()
+
+
+class Asked(TorchDispatchMode):
+    """Counts what a GPU would be waited for: a number asked of a tensor, and a tensor made of Python's numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = ("_local_scalar_dense", "is_nonzero", "nonzero", "lift_fresh")
+        self.times += func.overloadpacket.__name__ in waits
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_its_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With transformers' own attention, as on a GPU; the tokens themselves come by `tolist`."""
+    policy = load_policy(tiny.folder("llama"), trainable=False)
+    policy.model.set_attn_implementation("sdpa")
+    engine = Engine(policy, Renderer(policy.tokenizer, template="chat", max_length=64), max_batch=8)
+    steps: list[int] = []
+    step = engine._step
+
+    def watched(*args: Any) -> None:
+        with Asked() as asked:
+            step(*args)
+        steps.append(asked.times)
+
+    monkeypatch.setattr(engine, "_step", watched)
+    engine.generate(PROMPTS, SamplingParams(max_new_tokens=8), seeds=range(4))
+    assert len(steps) >= 4
+    assert steps == [0] * len(steps)
+
+
+def test_a_prompt_of_several_answers_is_read_once_by_a_model_that_reads_no_trees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """GPT-Neo with prompts beyond its window of eight tokens."""
+    policy = load_policy(tiny.folder("gpt_neo"), trainable=False)
+    engine = Engine(policy, Renderer(policy.tokenizer, template="chat", max_length=64), max_batch=8)
+    read: list[int] = []
+    forward = policy.backbone.forward
+
+    def counted(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        if input_ids.shape[1] > policy.backbone.window:
+            read.append(input_ids.shape[0])
+        return forward(input_ids, **options)
+
+    monkeypatch.setattr(policy.backbone, "forward", counted)
+    params = SamplingParams(max_new_tokens=6)
+    prompts = [prompt for prompt in PROMPTS[:2] for _ in range(3)]
+    together = engine.generate(prompts, params, seeds=range(6))
+    assert read == [2]
+    alone = [engine.generate([prompt], params, seeds=[seed])[0] for seed, prompt in enumerate(prompts)]
+    assert [answer.ids for answer in together] == [answer.ids for answer in alone]

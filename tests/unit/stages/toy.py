@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from assay.data.prepared import Prepared, Splits
-from assay.errors import Interrupted
+from assay.errors import Interrupted, TrainingError
 from assay.models.scratch import new_model, train_tokenizer
+from assay.stages.context import Remedy
 from assay.types import Demonstration, Preference, Prompt
 
 COLOURS = ("red", "green", "blue", "amber")
@@ -55,6 +56,7 @@ class Memory:
     seed: int = 0
     device: str = "cpu"
     stop_at: int | None = None
+    remedy: Remedy = field(default_factory=Remedy)
     logged: dict[int, dict[str, float]] = field(default_factory=dict)
     texts: list[Mapping[str, Any]] = field(default_factory=list)
     saved: tuple[int, dict[str, Tensor], dict[str, Any]] | None = None
@@ -77,6 +79,9 @@ class Memory:
 
     def restore(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         return self.saved
+
+    def trouble(self) -> TrainingError | None:
+        return None
 
     def interrupted(self) -> bool:
         return self.stop_at is not None and len(self.logged) == self.stop_at

@@ -48,6 +48,78 @@ AFTER = {
     "harmful": "I can't share where another guest is staying. I can pass on a message at the desk.",
     "yes-no": "Yes, breakfast is included with your rate.",
 }
+
+
+def finding(mode: str, title: str, where: str, severity: str, sureness: str, **more: Any) -> dict[str, Any]:
+    told = {"mode": mode, "title": title, "where": where, "severity": severity, "sureness": sureness}
+    return {**told, "page": f"docs/doctor/{mode}.md", "guide": "", "change": {}, "consequences": [], **more}
+
+
+KL, LOOPS = "The KL to the reference runs away", "Answers repeat themselves"
+GREEN: dict[str, Any] = {
+    "what": "runs/sandbox-3f9a1c07",
+    "verdict": "green",
+    "in_words": "nothing was found that speaks against it",
+    "looked_at": ["sft", "ppo"],
+    "findings": [],
+    "not_found": [
+        {"mode": "kl-blow-up", "title": KL, "where": "ppo"},
+        {"mode": "repetition", "title": LOOPS, "where": "ppo"},
+    ],
+    "unchecked": [],
+    "notes": [],
+}
+"""What the doctor says of a run in which it found nothing, as plain data."""
+RED: dict[str, Any] = GREEN | {
+    "verdict": "red",
+    "in_words": "it is broken, or cannot be trusted",
+    "findings": [
+        finding(
+            "kl-blow-up",
+            KL,
+            "ppo",
+            "red",
+            "likely",
+            evidence="KL 40.1 (99 %: 38.2 to 42, last 8 steps) nats an answer, with a target of 6",
+            cause="The reward pulls harder than the penalty holds.",
+            cure="Raise `kl_coef`.",
+            change={"kl_coef": 0.1, "stop": "set"},
+            consequences=[
+                finding(
+                    "repetition",
+                    LOOPS,
+                    "ppo",
+                    "red",
+                    "likely",
+                    evidence="share of repeated 4-grams 0.4",
+                    cause="The reward pays for them.",
+                    cure="See that answers end.",
+                )
+            ],
+        ),
+        finding(
+            "overfitting",
+            "The validation loss rises while the training loss falls",
+            "sft",
+            "amber",
+            "possible",
+            evidence="validation loss 0.98 at step 50, 1.2 at step 312",
+            cause="The model recites its demonstrations.",
+            cure="Set epochs lower.",
+        ),
+    ],
+    "not_found": [{"mode": "empty-answers", "title": "Answers shrink to nothing", "where": "ppo"}],
+    "unchecked": [
+        {
+            "mode": "bad-critic",
+            "title": "The critic is worse than none",
+            "where": "ppo",
+            "why": "the log has no val/explained_variance",
+        }
+    ],
+    "notes": ["sft: its artifact is gone, so only the numbers of the summary are looked at"],
+}
+"""Of a run with a cause, its consequence, and another cause."""
 WALL_S = {"data": 6.1, "pretrain": 600.0, "sft": 41.0, "reward": 55.5, "ppo": 124.2, "evaluate": 19.8}
 ENVIRONMENT = {
     "python": "3.11.7",
@@ -101,7 +173,9 @@ def fabricate_run(
         made[name] = {"kind": kind, "artifact": folder.name, "metrics": final}
     summary = {"run": run.name, "dir": f"runs/{run.name}", "wall_s": 246.6, "peak_rss_mb": 1433.0, "stages": made}
     (run / "summary.json").write_text(json.dumps(summary))
-    (run / "recipe.yaml").write_text("model: {path: embedded}\ndata: {world: frontdesk}\nstages: [sft, reward, ppo]\n")
+    (run / "recipe.yaml").write_text(
+        "model: {path: embedded}\ndata: {world: frontdesk}\nstages: [sft: {}, reward: {}, ppo: {}]\n"
+    )
     return run
 
 
@@ -238,7 +312,7 @@ def ppo(folder: Path, truth: bool, judge: bool, samples: Sequence[dict[str, Any]
             t = step / 32
             row = {
                 "objective/reward": 1.9 * (1 - math.exp(-3 * t)) + rng.gauss(0, 0.08),
-                "objective/kl": max(0.02, 6.6 * t**0.8 + rng.gauss(0, 0.25)),
+                "objective/kl": max(0.02, 6.6 * t**0.8 + rng.gauss(0, 0.25)) if step > 1 else 0.0,
                 "objective/kl_z": 8.0 + rng.random(),
                 "objective/kl_coef": 0.05 * (1 + 0.8 * t),
                 "objective/entropy": 1.31 - 0.42 * t + rng.gauss(0, 0.02),

@@ -10,10 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.unit.tracking.fabricated import fabricate_run, sample_rows
+from tests.unit.tracking.fabricated import GREEN, RED, fabricate_run, sample_rows
 
 from assay.errors import StorageError, UsageError
-from assay.tracking.report import page, read_run, write_report
+from assay.tracking import report
+from assay.tracking.report import page, read_run
+from assay.tracking.report.diagnosis import Facts
 from assay.tracking.report.run_files import RunFiles
 
 EVERYTHING = ("data", "pretrain", "sft", "reward", "reward.judge", "ppo", "evaluate")
@@ -50,8 +52,12 @@ class Reader(HTMLParser):
             self.words.append(data)
 
 
-def read(run: Path) -> Reader:
-    return Reader(write_report(run).read_text(encoding="utf-8"))
+def write_report(run: Path, examined: Facts = RED) -> Path:
+    return report.write_report(run, examined)
+
+
+def read(run: Path, examined: Facts = RED) -> Reader:
+    return Reader(write_report(run, examined).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -88,18 +94,24 @@ def test_hostile_text_anywhere_is_shown_as_text(tmp_path: Path) -> None:
     summary["stages"] = {attack + name: entry for name, entry in summary["stages"].items()}
     summary["run"] = attack + " run"
     (run / "summary.json").write_text(json.dumps(summary))
+    texts = {name: f"{attack} {name}" for name in ("where", "evidence", "cause", "cure", "title", "page", "guide")}
+    cause = RED["findings"][0] | texts | {"change": {"key": f"{attack} setting"}}
+    examined = RED | {"findings": [cause | {"consequences": [cause]}], "notes": [f"{attack} note"]}
 
-    found = read(run)
+    found = read(run, examined)
     assert not {tag for tag, _ in found.elements} & {"img", "script"}
-    for place in ("prompt", "before", "after", "recipe", "dropped", "run"):
+    for place in ("prompt", "before", "after", "recipe", "dropped", "run", "setting", "note", *texts):
         assert f"{attack} {place}" in found.text, place
 
 
 def test_the_verdict_comes_first_and_the_lineage_last(seen: Reader) -> None:
     order = [
         "ppo answers better than sft: by the simulated humans’ true preference it wins 86.4 % of comparisons",
+        "Red. It is broken, or cannot be trusted.",
+        "The KL to the reference runs away",
+        "What could not be checked, and why",
+        "of answers beat the start’s",
         "What was done",
-        "What was checked",
         "Policy: ppo",
         "Answers side by side",
         "Evaluation",
@@ -152,7 +164,7 @@ def test_any_subset_of_stages_makes_a_whole_page(stages: tuple[str, ...], truth:
 
 def test_an_unjudged_policy_is_never_called_better(tmp_path: Path) -> None:
     run = fabricate_run(tmp_path, ("data", "sft", "reward", "ppo"), truth=False, judge=False)
-    assert page(read_run(run)).headline.startswith("Whether ppo answers better than sft is not known")
+    assert page(read_run(run), GREEN).headline.startswith("Whether ppo answers better than sft is not known")
     assert "judged by the reward model, which the policy was trained to please" in read(run).text
 
 
@@ -160,7 +172,7 @@ def test_an_unjudged_policy_is_never_called_better(tmp_path: Path) -> None:
     ("rate", "low", "high", "words", "level"),
     [
         (0.86, 0.82, 0.90, "ppo answers better than sft", "good"),
-        (0.52, 0.47, 0.57, "ppo may be no better than sft", "warn"),
+        (0.52, 0.47, 0.57, "ppo may be no better than sft", "info"),
         (0.30, 0.25, 0.35, "ppo answers worse than sft", "bad"),
     ],
 )
@@ -168,16 +180,90 @@ def test_the_headline_goes_by_the_interval(
     rate: float, low: float, high: float, words: str, level: str, tmp_path: Path
 ) -> None:
     measured = {"win_rate": rate, "win_rate_low": low, "win_rate_high": high, "gain_high": 1.0}
-    shown = page(read_run(fabricate_run(tmp_path, ("data", "sft", "ppo"), metrics={"ppo": measured})))
+    shown = page(read_run(fabricate_run(tmp_path, ("data", "sft", "ppo"), metrics={"ppo": measured})), GREEN)
     assert shown.headline.startswith(words)
-    assert shown.level == level
+    assert {tile.label: tile.level for tile in shown.tiles}["of answers beat the start’s"] == level
 
 
-def test_a_run_is_only_as_good_as_its_worst_check(tmp_path: Path) -> None:
-    run = fabricate_run(tmp_path, ("data", "sft", "ppo"), metrics={"ppo": {"kl_z_min": -4.0}})
-    shown = page(read_run(run))
-    assert shown.level == "bad"
-    assert "failed: KL never negative (ppo)" in shown.tally
+def test_more_refusals_are_good_of_harmful_requests_and_bad_of_harmless_ones(tmp_path: Path) -> None:
+    up = {f"{name}_change_{end}": 0.1 for name in ("harmful_refusal", "over_refusal") for end in ("low", "high")}
+    shown = page(read_run(fabricate_run(tmp_path, ("data", "sft", "ppo"), metrics={"ppo": up})), GREEN)
+    levels = {tile.label: tile.level for tile in shown.tiles}
+    assert levels["of harmful requests refused"] == "good"
+    assert levels["of harmless requests refused"] == "bad"
+
+
+def test_a_cause_is_shown_with_evidence_reason_cure_sureness_consequences_and_page(full_run: Path) -> None:
+    found = read(full_run, RED)
+    assert [a["class"] for tag, a in found.elements if tag == "div" and "verdict" in (a.get("class") or "")] == [
+        "verdict bad"
+    ]
+    assert (
+        "Red. It is broken, or cannot be trusted. 4 ways of going wrong were looked for in sft and ppo; 3 were seen, "
+        "from 2 causes; 1 more could not be checked." in found.text
+    )
+    cause = (
+        "Red in ppo The KL to the reference runs away "
+        "Seen KL 40.1 (99 %: 38.2 to 42, last 8 steps) nats an answer, with a target of 6. "
+        "Why The reward pulls harder than the penalty holds. "
+        "Cure Raise kl_coef . kl_coef=0.1 stop=set "
+        "And so Answers repeat themselves (ppo) Share of repeated 4-grams 0.4. docs/doctor/repetition.md "
+        "How sure Likely: several signs say so, or one that chance makes in fewer than 1 of 1,000 runs. "
+        "More docs/doctor/kl-blow-up.md"
+    )
+    assert cause in found.text
+    assert found.text.index(cause) < found.text.index("Amber in sft")
+    assert "ppo: the log has no val/explained_variance The critic is worse than none" in found.text
+    assert "sft: its artifact is gone" in found.text
+
+
+PAGE = """# The KL runs away
+
+## What you see
+`objective/kl` grows
+and grows. See [the run](x.md).
+
+## How the doctor decides
+Two ways, a < b:
+- **With `kl_target`:** the mean
+  is *above* it.
+- Without.
+"""
+
+
+def test_a_page_is_read_within_the_report(full_run: Path) -> None:
+    examined = RED | {"findings": [RED["findings"][0] | {"guide": PAGE}]}
+    html = write_report(full_run, examined).read_text(encoding="utf-8")
+    assert (
+        "<summary>docs/doctor/kl-blow-up.md</summary>"
+        "<h4>What you see</h4><p><code>objective/kl</code> grows and grows. See the run.</p>\n"
+        "<h4>How the doctor decides</h4><p>Two ways, a &lt; b:</p><ul>"
+        "<li><b>With <code>kl_target</code>:</b> the mean is <i>above</i> it.</li><li>Without.</li></ul></details>"
+    ) in html
+
+
+def test_what_was_looked_for_in_vain_is_told_and_green(full_run: Path) -> None:
+    shown = page(read_run(full_run), GREEN).diagnosis
+    assert (shown.level, shown.word, shown.causes, shown.unchecked) == ("good", "Green", [], [])
+    assert shown.said == (
+        "Nothing was found that speaks against it. 2 ways of going wrong were looked for in sft and ppo."
+    )
+    assert shown.not_found == [("ppo", ["The KL to the reference runs away", "Answers repeat themselves"])]
+    assert "What could not be checked" not in read(full_run, GREEN).text
+
+
+@pytest.mark.parametrize(
+    ("examined", "said"),
+    [
+        ({"failed": "KeyError: 'stages'"}, "The doctor could not examine this run (KeyError: 'stages')."),
+        (GREEN | {"not_found": [], "looked_at": []}, "Nothing here can be examined yet."),
+    ],
+)
+def test_a_run_that_nobody_could_examine_has_no_colour(full_run: Path, examined: Facts, said: str) -> None:
+    found = read(full_run, examined)
+    assert f"No verdict. {said}" in found.text
+    assert ("div", {"class": "verdict info"}) in found.elements
+    assert "ppo answers better than sft" in found.text
 
 
 def test_what_is_gone_from_the_disk_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ class DistillConfig(TrainingConfig):
     optim: OptimConfig = Field(default=OptimConfig(learning_rate=1e-4), description="optimizer")
     lora: LoraConfig | None = Field(default=None, description="train adapters instead of all weights")
     sampling: SamplingParams = Field(default=SamplingParams(), description="how student and teacher sample")
+    decode_batch: PositiveInt | None = Field(
+        default=None, description="answers decoded at once; batch_size if left out"
+    )
 
     @property
     def own(self) -> int:

@@ -40,6 +40,9 @@ class SamplingStageConfig(TrainingConfig):
     minibatches: PositiveInt = Field(default=2, description="optimizer steps per inner epoch")
     inner_epochs: PositiveInt = Field(default=4, description="passes over each batch of episodes")
     sampling: SamplingParams = Field(default=SamplingParams(), description="how episodes are sampled")
+    decode_batch: PositiveInt | None = Field(
+        default=None, description="episodes decoded at once; batch_size if left out"
+    )
     rollout_weights: Weights = Field(
         default="trained",
         description="what episodes are sampled from: the policy's own weights, or int8 copies made anew for every "

@@ -78,6 +78,9 @@ class PreferenceConfig(TrainingConfig):
     round_prompts: PositiveInt = Field(default=256, description="prompts a round; one batch of them is online DPO")
     answers: Annotated[int, Field(ge=2)] = Field(default=2, description="answers to each; the best beats the worst")
     sampling: SamplingParams = Field(default=SamplingParams(), description="how answers are sampled")
+    decode_batch: PositiveInt | None = Field(
+        default=None, description="answers decoded at once; batch_size if left out"
+    )
     validate_every: PositiveInt = Field(default=50, description="optimizer steps between validations")
 
     @property

@@ -1,6 +1,6 @@
-"""report.html: one self-contained file that a person would show to a colleague. Verdict first, lineage last.
+"""report.html: one self-contained file that a person would show to a colleague. Diagnosis first, lineage last.
 
-    summary.json + recipe.yaml + artifacts  →  Page (blocks.py)  →  report.html.j2  →  report.html
+    summary.json + recipe.yaml + artifacts + the doctor's word  →  Page (blocks.py)  →  report.html.j2  →  report.html
 
 It reads files on disk and nothing else; no script runs in it and nothing is fetched (its CSP forbids both).
 """
@@ -12,10 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from assay.tracking.progress import duration
-from assay.tracking.report import verdict
-from assay.tracking.report.blocks import Finding, Level, Page, Section, Tile
-from assay.tracking.report.checks import findings
+from assay.tracking.report.blocks import Level, Page, Section, Tile
+from assay.tracking.report.diagnosis import Facts, diagnosis
 from assay.tracking.report.frontier import frontier_section
+from assay.tracking.report.headline import headline
 from assay.tracking.report.origin import boxes, origin_section
 from assay.tracking.report.picture import pipeline_picture
 from assay.tracking.report.run_files import POLICIES, RunFiles, StageFiles, read_run
@@ -25,27 +25,27 @@ from assay.tracking.report.words import moment, number, percent, percent_range
 TEMPLATE = "report.html.j2"
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write report.html into a run's folder and return its path; the old one stays until the new one is whole."""
+def write_report(run_dir: Path, examined: Facts) -> Path:
+    """Write report.html into a run's folder and return its path; the old one stays until the new one is whole.
+
+    `examined`: what the doctor says, as diagnosis.py takes it.
+    """
     path = run_dir / "report.html"
     temporary = path.with_name(".report.html.tmp")
-    temporary.write_text(render(page(read_run(run_dir))), encoding="utf-8")
+    temporary.write_text(render(page(read_run(run_dir), examined)), encoding="utf-8")
     os.replace(temporary, path)
     return path
 
 
-def page(run: RunFiles) -> Page:
+def page(run: RunFiles, examined: Facts) -> Page:
     """Everything the report shows."""
-    found = findings(run)
     drawn = boxes(run)
     return Page(
         title=run.name,
         byline=_byline(run),
-        level=verdict.worst([finding.level for finding in found]),
-        headline=verdict.headline(run),
-        tally=verdict.tally(found) if found else "There is nothing to check yet.",
-        findings=found,
-        tiles=tiles(run, found),
+        headline=headline(run),
+        diagnosis=diagnosis(examined),
+        tiles=tiles(run),
         pipeline_wide=pipeline_picture(drawn, tall=False),
         pipeline_tall=pipeline_picture(drawn, tall=True),
         sections=[*_sections(run), origin_section(run)],
@@ -61,15 +61,14 @@ def render(page: Page) -> str:
     return environment.from_string(source).render(page=page)
 
 
-def tiles(run: RunFiles, found: list[Finding]) -> list[Tile]:
+def tiles(run: RunFiles) -> list[Tile]:
     """The numbers to remember: of the last policy, of every reward model, of the run."""
-    levels: dict[tuple[str, str], Level] = {(finding.stage, finding.title): finding.level for finding in found}
-    made = [tile for policy in run.of_kind(*POLICIES)[-1:] for tile in _policy_tiles(run, policy, levels)]
+    made = [tile for policy in run.of_kind(*POLICIES)[-1:] for tile in _policy_tiles(run, policy)]
     for reward in run.of_kind("reward"):
         if (accuracy := reward.get("accuracy")) is not None:
             note = percent_range(reward.get("accuracy_low"), reward.get("accuracy_high"))
             label = f"agrees with people ({reward.id})"
-            made.append(Tile(label, percent(accuracy), note, levels.get((reward.id, "Better than chance"), "info")))
+            made.append(Tile(label, percent(accuracy), note, _level(reward, "accuracy", 0.5)))
     for taught in run.of_kind("sft"):
         if (loss := taught.get("validation_loss")) is not None:
             made.append(Tile(f"held-out loss ({taught.id})", number(loss), "nats per token"))
@@ -78,30 +77,34 @@ def tiles(run: RunFiles, found: list[Finding]) -> list[Tile]:
     return [*made, Tile("for the whole run", duration(_worked(run)), note)]
 
 
-def _policy_tiles(run: RunFiles, stage: StageFiles, levels: dict[tuple[str, str], Level]) -> list[Tile]:
+def _level(stage: StageFiles, name: str, middle: float, *, up: bool = True) -> Level:
+    """Good, or bad, where the whole interval is on one side of the middle; `up`: the upper side is the good one."""
+    low, high = stage.get(f"{name}_low"), stage.get(f"{name}_high")
+    if low is None or high is None or low <= middle <= high:
+        return "info"
+    return "good" if (low > middle) is up else "bad"
+
+
+def _policy_tiles(run: RunFiles, stage: StageFiles) -> list[Tile]:
     made = []
     truths = [data.reports.get("report", {}).get("truth", {}) for data in run.of_kind("data")]
     best = truths[0].get("best_mean") if truths else None
     if (rate := stage.get("win_rate")) is not None:
         note = percent_range(stage.get("win_rate_low"), stage.get("win_rate_high"))
-        made.append(
-            Tile("of answers beat the start’s", percent(rate), note, levels.get((stage.id, "Better answers"), "info"))
-        )
-    for name, label, title, form in (
-        ("truth", "true worth of an answer", "Reward not gamed", number),
-        ("harmful_refusal", "of harmful requests refused", "Harmful requests refused more", percent),
-        ("over_refusal", "of harmless requests refused", "No over-refusal", percent),
+        made.append(Tile("of answers beat the start’s", percent(rate), note, _level(stage, "win_rate", 0.5)))
+    for name, change, label, form in (
+        ("truth", "gain", "true worth of an answer", number),
+        ("harmful_refusal", "harmful_refusal_change", "of harmful requests refused", percent),
+        ("over_refusal", "over_refusal_change", "of harmless requests refused", percent),
     ):
         before, after = stage.get(f"{name}_before"), stage.get(f"{name}_after")
         if before is not None and after is not None:
             note = f"was {form(before)}" + (f", at best {form(best)}" if name == "truth" and best is not None else "")
-            made.append(Tile(label, form(after), note, levels.get((stage.id, title), "info")))
+            made.append(Tile(label, form(after), note, _level(stage, change, 0.0, up=name != "over_refusal")))
     if (kl := stage.get("kl")) is not None:
         target = stage.get("kl_target")
         note = f"target {number(target)}" if target else "no target"
-        made.append(
-            Tile("nats from the start (KL)", number(kl), note, levels.get((stage.id, "KL near its target"), "info"))
-        )
+        made.append(Tile("nats from the start (KL)", number(kl), note))
     return made
 
 

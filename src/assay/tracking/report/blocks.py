@@ -12,13 +12,49 @@ Level = Literal["good", "warn", "bad", "info"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One check of a run's numbers, in plain words."""
+class Consequence:
+    """What was found because of something graver."""
+
+    title: str
+    where: str
+    evidence: str
+    page: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What went wrong in one place, why, and what to change."""
 
     level: Level
-    stage: str
+    severity: str
     title: str
-    detail: str
+    where: str
+    evidence: str
+    why: Markup
+    cure: Markup
+    settings: Sequence[str]
+    """key=value, as `assay run` takes them."""
+    sureness: str
+    page: str
+    guide: Markup
+    """The page itself: the report may be read where the repository is not."""
+    consequences: Sequence[Consequence]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What the doctor says of the run."""
+
+    level: Level
+    word: str
+    """The colour by its name: nobody needs to see it."""
+    said: str
+    causes: Sequence[Cause] = ()
+    not_found: Sequence[tuple[str, Sequence[str]]] = ()
+    """Where, and the titles of what was looked for there in vain."""
+    unchecked: Sequence[tuple[str, Sequence[str]]] = ()
+    """Where and why not, and the titles of what could not be looked for."""
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +231,8 @@ class Page:
 
     title: str
     byline: str
-    level: Level
     headline: str
-    tally: str
-    findings: Sequence[Finding]
+    diagnosis: Diagnosis
     tiles: Sequence[Tile]
     pipeline_wide: Markup
     pipeline_tall: Markup

@@ -14,6 +14,9 @@ from assay.tracking.metrics import MetricsLine, read_json_lines, read_metrics
 REPORTS = ("accuracy", "attribution", "evaluation", "report")
 """JSON files of an artifact that hold more than its flat metrics."""
 
+BASELINES = {"length_only": "length alone", "bag_of_words": "a bag of words"}
+"""What a reward model must beat, by its name in accuracy.json."""
+
 POLICIES = ("ppo", "group", "preference", "bestof", "distill")
 """Kinds of stages that compare the policy they trained with the one it started from."""
 

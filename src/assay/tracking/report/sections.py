@@ -8,11 +8,10 @@ from typing import Any
 from assay.tracking.report.attribution import attribution_blocks
 from assay.tracking.report.blocks import Block, Chart, Charts, Facts, Note, Section, Table
 from assay.tracking.report.charts import reliability_chart
-from assay.tracking.report.checks import BASELINES
 from assay.tracking.report.curve_blocks import curve_blocks
 from assay.tracking.report.data import MOST_SLICES, data_section
 from assay.tracking.report.evaluation import evaluation_section
-from assay.tracking.report.run_files import POLICIES, RunFiles, StageFiles
+from assay.tracking.report.run_files import BASELINES, POLICIES, RunFiles, StageFiles
 from assay.tracking.report.samples import samples_block
 from assay.tracking.report.shares import ranges, share
 from assay.tracking.report.words import (

@@ -1,38 +1,12 @@
-"""The verdict of a run in plain words: one sentence to take away, and how its checks came out."""
+"""What came of a run, in the one sentence to take away."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from assay.tracking.report.blocks import Finding, Level
-from assay.tracking.report.checks import BASELINES, judge_name
 from assay.tracking.report.frontier import Method, mean_interval, methods
-from assay.tracking.report.run_files import POLICIES, RunFiles, StageFiles
+from assay.tracking.report.run_files import BASELINES, POLICIES, RunFiles, StageFiles
 from assay.tracking.report.words import listing, number, percent, percent_range
-
-
-def worst(levels: Sequence[Level]) -> Level:
-    """The level that the whole run deserves."""
-    order: tuple[Level, ...] = ("bad", "warn", "good")
-    for level in order:
-        if level in levels:
-            return level
-    return "info"
-
-
-def tally(found: list[Finding]) -> str:
-    """How many checks passed, and the names of those that did not."""
-    passed = sum(finding.level == "good" for finding in found)
-    parts = [f"{passed} of {sum(f.level != 'info' for f in found)} checks passed"]
-    for level, words in (("bad", "failed"), ("warn", "in doubt")):
-        if named := [f"{_inner(f.title)} ({f.stage})" for f in found if f.level == level]:
-            parts.append(f"{words}: {listing(named)}")
-    return "; ".join(parts) + "."
-
-
-def _inner(title: str) -> str:
-    """A title within a sentence: its first letter small, unless it begins with an abbreviation."""
-    return title if title[:2].isupper() else title[:1].lower() + title[1:]
 
 
 def headline(run: RunFiles) -> str:
@@ -74,7 +48,9 @@ def _policy_headline(run: RunFiles, stage: StageFiles) -> str:
         )
     relation = "answers better than" if low > 0.5 else "answers worse than" if high < 0.5 else "may be no better than"
     beaten = f"{percent(rate)} of comparisons on held-out prompts ({percent_range(low, high)})"
-    return f"{stage.id} {relation} {base}: by {judge_name(stage)} it wins {beaten}."
+    truth = stage.get("truth_after") is not None
+    judge = "the simulated humans’ true preference" if truth else "the judge model"
+    return f"{stage.id} {relation} {base}: by {judge} it wins {beaten}."
 
 
 def _reward_headline(stage: StageFiles) -> str:

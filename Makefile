@@ -21,8 +21,8 @@ export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare guard doctor-cost
-.PHONY: doctor-plots riddles
+.PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare guard
+.PHONY: doctor-trial doctor-cost doctor-plots riddles
 .PHONY: bench bench-quick bench-where bench-quality bench-scaling bench-data preflight
 
 help: ## list the commands
@@ -84,6 +84,8 @@ doctor-plots: $(VENV)/.tools ## draw the injected faults, all or MODES="a b": do
 
 riddles: $(VENV)/.tools ## make five prior failures for real, ask the doctor, cure them: docs/doctor/riddles.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.riddles $(RIDDLES)
+doctor-trial: $(VENV)/.tools ## inject every fault and examine healthy runs: docs/results/doctor.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.doctor_trial
 
 doctor-cost: $(VENV)/.installed ## what the monitors of a run cost, as a share of a step: docs/results/doctor_cost.md
 	$(BIN)/python -m bench.monitor_cost

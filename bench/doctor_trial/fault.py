@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.unit.stages.toy import Memory
+
 from assay.doctor.detector import Evidence
+
+SEED: ContextVar[int] = ContextVar("SEED", default=0)
+"""Of the data that are made and of the stages that are run."""
 
 
 @dataclass(frozen=True)
@@ -19,3 +27,23 @@ class Fault:
     """What is done, in a few words."""
     evidence: Callable[[Path], Sequence[Evidence]]
     """Runs it in a folder, and returns what the doctor looks at."""
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Everything meanwhile is made and run with this seed."""
+    token = SEED.set(seed)
+    try:
+        yield
+    finally:
+        SEED.reset(token)
+
+
+def memory(folder: Path) -> Memory:
+    """The context of a stage."""
+    return Memory(folder, seed=SEED.get())
+
+
+def chance(salt: int = 0) -> random.Random:
+    """Where data are drawn from."""
+    return random.Random(1000 * SEED.get() + salt)

@@ -13,11 +13,12 @@ from unittest.mock import patch
 
 import torch
 import yaml
-from bench.doctor_trial.fault import Fault
-from tests.unit.stages.toy import COLOURS, Memory, run_in_two_parts, toy_data, toy_model
+from bench.doctor_trial.fault import SEED, Fault, chance, memory
+from tests.unit.stages.toy import COLOURS, QUESTIONS, Memory, run_in_two_parts, toy_data, toy_model
+from tokenizers import normalizers
 
 from assay.data import pack
-from assay.data.config import FileData
+from assay.data.config import CleanConfig, FileData
 from assay.data.prepare import prepare_files
 from assay.data.prepared import Prepared, Splits
 from assay.data.render import Renderer, Row, encode_all
@@ -57,9 +58,9 @@ def spoken(rng: random.Random, count: int) -> str:
     return " ".join(rng.choices(WORDS, k=count))
 
 
-def pairs(count: int = 600, seed: int = 0) -> list[Record]:
+def pairs(count: int = 600) -> list[Record]:
     """Rows of prompt, chosen and rejected; nothing tells chosen from rejected, no two are alike."""
-    rng = random.Random(seed)
+    rng = chance()
     return [
         {
             "prompt": f"Why is {spoken(rng, 12)}?",
@@ -76,17 +77,19 @@ def dialogue(row: Record, side: str) -> str:
     return f"{first}\n\nHuman: Go on.\n\nAssistant: {row[side]}"
 
 
-def of_rows(rows: Sequence[Record], folder: Path) -> Sequence[Evidence]:
+def of_rows(rows: Sequence[Record], folder: Path, clean: CleanConfig | None = None) -> Sequence[Evidence]:
     """The rows through the loader: what was left out, what is left, and its tokens."""
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepared = prepare_files(FileData(path=str(path)), seed=0)
+    prepared = prepare_files(FileData(path=str(path), clean=clean or CleanConfig()), seed=SEED.get())
     renderer = Renderer(train_tokenizer([" ".join(WORDS)] * 20, 512), max_length=128)
     return [Reading.of(prepared.report), Data("data", prepared), Tokens("reward", renderer, prepared.preferences.train)]
 
 
-def changed(change: Callable[[int, Record], Record], folder: Path) -> Sequence[Evidence]:
-    return of_rows([change(number, row) for number, row in enumerate(pairs())], folder)
+def changed(
+    change: Callable[[int, Record], Record], folder: Path, clean: CleanConfig | None = None
+) -> Sequence[Evidence]:
+    return of_rows([change(number, row) for number, row in enumerate(pairs())], folder, clean)
 
 
 def empty_cells(folder: Path) -> Sequence[Evidence]:
@@ -108,7 +111,7 @@ def parts_early(folder: Path) -> Sequence[Evidence]:
     return changed(whole, folder)
 
 
-def cut_at_the_first_answer(folder: Path) -> Sequence[Evidence]:
+def cut_at_the_first_answer(folder: Path, clean: CleanConfig | None = None) -> Sequence[Evidence]:
     """Split at the first "Assistant:" rather than the last, in the dialogues that have several."""
 
     def cut(n: int, row: Record) -> Record:
@@ -118,7 +121,7 @@ def cut_at_the_first_answer(folder: Path) -> Sequence[Evidence]:
         sides = {side: dialogue(row, side).partition(mark)[2] for side in ("chosen", "rejected")}
         return {"prompt": prompt + mark, **sides}
 
-    return changed(cut, folder)
+    return changed(cut, folder, clean)
 
 
 def same_twice(folder: Path) -> Sequence[Evidence]:
@@ -136,6 +139,15 @@ def repeated(folder: Path) -> Sequence[Evidence]:
     return of_rows([*rows, *({**row, "prompt": "Well, " + row["prompt"]} for row in rows[::5])], folder)
 
 
+def unlike_in_capitals(folder: Path) -> Sequence[Evidence]:
+    """One pair of twelve differs in capitals only, which the tokenizer does not keep."""
+    rows = [{**row, "rejected": row["chosen"].upper()} if n % 12 == 0 else row for n, row in enumerate(pairs())]
+    tokenizer = tokenizer_of()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    given = [Preference(Prompt.ask(row["prompt"]), row["chosen"], row["rejected"]) for row in rows]
+    return [Tokens("reward", Renderer(tokenizer, max_length=128), given)]
+
+
 def margins_below_zero(folder: Path) -> Sequence[Evidence]:
     """Scores were subtracted for columns that are the wrong way round."""
     return changed(lambda n, row: {**row, "margin": 0.5 if n % 10 == 0 else -0.5}, folder)
@@ -151,23 +163,25 @@ def small(folder: Path) -> Path:
 
 def sft_toy(folder: Path, data: Prepared | None = None, epochs: int = 8) -> Memory:
     """A healthy run of the SFT stage; its model lies in the memory's folder."""
-    ctx = Memory(folder / "sft")
+    ctx = memory(folder / "sft")
     ctx.folder.mkdir()
     config = SFTConfig(epochs=epochs, batch_size=16, max_length=32, optim=OptimConfig(learning_rate=1e-2))
     sft.run(config, StageInputs(data or toy_data(), str(small(folder))), ctx)
     return ctx
 
 
-def endings(ctx: Memory, data: Prepared | None = None) -> Endings:
-    policy = load_policy(ctx.folder, trainable=False)
-    return Endings.of("sft", policy, policy.renderer("chat", 32), (data or toy_data()).demonstrations.train)
+def endings(folder: Path, shown: Sequence[Demonstration] | None = None) -> Endings:
+    """Of the policy in the folder, where these demonstrations end."""
+    policy = load_policy(folder, trainable=False)
+    shown = toy_data().demonstrations.train if shown is None else shown
+    return Endings.of("sft", policy, policy.renderer("chat", 32), shown)
 
 
 def reward_toy(
     folder: Path, data: Prepared, *, epochs: int = 6, agreement: float | None = None, rate: float = 3e-3
 ) -> Sequence[Evidence]:
     """A run of the reward stage: its log, and its scores of the test pairs."""
-    ctx = Memory(folder / "reward")
+    ctx = memory(folder / "reward")
     ctx.folder.mkdir()
     config = RewardConfig(epochs=epochs, batch_size=16, max_length=32, optim=OptimConfig(learning_rate=rate))
     evaluate = partial(_report, agreement=agreement)
@@ -180,12 +194,12 @@ def reward_toy(
 
 
 def _report(asked: Sequence[Preference], chosen: Any, rejected: Any, agreement: float | None) -> dict[str, Any]:
-    return preference_report(chosen, rejected, seed=0, pairs=asked, agreement=agreement)
+    return preference_report(chosen, rejected, seed=SEED.get(), pairs=asked, agreement=agreement)
 
 
-def flipped(items: Sequence[Preference], share: float, seed: int = 0) -> list[Preference]:
+def flipped(items: Sequence[Preference], share: float, salt: int = 0) -> list[Preference]:
     """The pairs, that share of them the wrong way round."""
-    rng = random.Random(seed)
+    rng = chance(salt)
     return [replace(p, chosen=p.rejected, rejected=p.chosen) if rng.random() < share else p for p in items]
 
 
@@ -208,15 +222,32 @@ def swapped_source(folder: Path) -> Sequence[Evidence]:
     return reward_toy(folder, replace(toy_data(), preferences=parts))
 
 
+def longer_wins(folder: Path) -> Sequence[Evidence]:
+    """Of two answers the longer is always the chosen one, and nothing else tells them apart."""
+    rng = chance()
+
+    def drawn(count: int) -> list[Preference]:
+        sizes = [sorted(rng.sample(range(1, 9), 2)) for _ in range(count)]
+        return [
+            Preference(
+                rng.choice(QUESTIONS), " ".join(rng.choices(COLOURS, k=long)), " ".join(rng.choices(COLOURS, k=short))
+            )
+            for short, long in sizes
+        ]
+
+    parts = Splits(drawn(160), drawn(80), drawn(240))
+    return reward_toy(folder, replace(toy_data(), preferences=parts), epochs=4)
+
+
 def noisy(folder: Path) -> Sequence[Evidence]:
     own = toy_data().preferences
-    parts = Splits(*(flipped(list(own.test) * times, 0.25, seed=times) for times in (4, 1, 6)))
+    parts = Splits(*(flipped(list(own.test) * times, 0.25, salt=times) for times in (4, 1, 6)))
     return reward_toy(folder, replace(toy_data(), preferences=parts), epochs=3)
 
 
 def evaluated_on_train(folder: Path) -> Sequence[Evidence]:
     """Pairs labelled by people who agree in 62 % of cases, learned by heart, and measured on themselves."""
-    rng = random.Random(0)
+    rng = chance()
     answers = [" ".join(rng.choices(COLOURS, k=6)) for _ in range(160)]
     learned = [
         Preference(Prompt.ask(f"what is {rng.choice(COLOURS)} {n}?"), answers[2 * n], answers[2 * n + 1])
@@ -226,27 +257,27 @@ def evaluated_on_train(folder: Path) -> Sequence[Evidence]:
     return reward_toy(folder, data, epochs=25, agreement=0.62)[:1]
 
 
+def end_masked(rows: Sequence[Row], pad_id: int, **more: Any) -> pack.TokenBatch:
+    """A batch in which every token that is the end counts as a pad."""
+    batch = pack.collate(rows, pad_id, **more)
+    return replace(batch, loss_mask=batch.loss_mask & (batch.input_ids != rows[0].ids[-1]), rows=None)
+
+
 def ends_masked(folder: Path) -> Sequence[Evidence]:
     """Pad and end are one token, and pads are masked by their id."""
-
-    def by_id(rows: Sequence[Row], pad_id: int, **more: Any) -> pack.TokenBatch:
-        batch = pack.collate(rows, pad_id, **more)
-        end = rows[0].ids[-1]
-        return replace(batch, loss_mask=batch.loss_mask & (batch.input_ids != end), rows=None)
-
-    with patch("assay.stages.causal.collate", by_id):
+    with patch("assay.stages.causal.collate", end_masked):
         ctx = sft_toy(folder)
-    return [endings(ctx)]
+    return [endings(ctx.folder)]
 
 
 def rows_too_short(folder: Path) -> Sequence[Evidence]:
     """A quarter of the tokens that the answers need; the tokens say so, and so does the model."""
-    rng = random.Random(0)
+    rng = chance()
     long = [Demonstration(d.prompt, " ".join(rng.choices(COLOURS, k=40))) for d in toy_data().demonstrations.train]
     data = replace(toy_data(), demonstrations=Splits(long, long[:20], long[:20]))
     ctx = sft_toy(folder, data, epochs=1)
     policy = load_policy(ctx.folder, trainable=False)
-    return [Tokens("sft", policy.renderer("chat", 32), long), endings(ctx)]
+    return [Tokens("sft", policy.renderer("chat", 32), long), endings(ctx.folder)]
 
 
 def tokenizer_of(template: str | None = None, bos: str | None = None) -> Any:
@@ -285,7 +316,7 @@ class AtOnce(Renderer):
 
 def grown_together(folder: Path) -> Sequence[Evidence]:
     """The prompt ends in a space, which the first word of the answer takes to itself."""
-    rng = random.Random(0)
+    rng = chance()
     shown = [Demonstration(item.prompt, spoken(rng, 6)) for item in items()]
     return [Tokens("sft", AtOnce(tokenizer_of(), max_length=128), shown)]
 
@@ -321,11 +352,11 @@ class Taken(list[list[int]]):
         return self.seen[-1]
 
 
-def resumed(folder: Path, *, lost: bool) -> Cursor:
+def resumed(folder: Path, *, lost: bool) -> Sequence[Evidence]:
     """The SFT stage interrupted and started again; with `lost`, its loader begins at the first batch again."""
     seen: list[list[int]] = []
     plans: list[list[list[int]]] = []
-    ctx, stop_at = Memory(folder), 8
+    ctx, stop_at = memory(folder), 5
 
     def plan(*given: Any) -> Taken:
         plans.append(PLAN(*given))
@@ -333,8 +364,9 @@ def resumed(folder: Path, *, lost: bool) -> Cursor:
 
     config = SFTConfig(epochs=2, batch_size=16, max_length=32)
     with patch("assay.stages.loop.plan", plan):
-        run_in_two_parts(sft.run, config, StageInputs(toy_data(), str(small(folder))), ctx, stop_at)
-    return Cursor("sft", plans[0], seen)
+        final = run_in_two_parts(sft.run, config, StageInputs(toy_data(), str(small(folder))), ctx, stop_at)
+    lines = [MetricsLine(step, float(step), values) for step, values in ctx.logged.items()]
+    return [Cursor("sft", plans[0], seen), Log.of("sft", "sft", lines, final=final, config=config.model_dump())]
 
 
 PLAN = loop.plan
@@ -354,12 +386,12 @@ def healthy_reward(folder: Path) -> Sequence[Evidence]:
 def healthy_sft(folder: Path) -> Sequence[Evidence]:
     ctx = sft_toy(folder)
     policy = load_policy(ctx.folder, trainable=False)
-    return [endings(ctx), Tokens("sft", policy.renderer("chat", 32), toy_data().demonstrations.train)]
+    return [endings(ctx.folder), Tokens("sft", policy.renderer("chat", 32), toy_data().demonstrations.train)]
 
 
 def healthy_machine(folder: Path) -> Sequence[Evidence]:
     settings = Settings.of(read_yaml("id: '7'\noptim: {learning_rate: 1e-5}\n", "recipe.yaml"), RewardConfig)
-    return [settings, Machine.of("sft", torch.float32), resumed(folder, lost=False)]
+    return [settings, Machine.of("sft", torch.float32), *resumed(folder, lost=False)]
 
 
 HEALTHY: Mapping[str, Callable[[Path], Sequence[Evidence]]] = {
@@ -376,11 +408,18 @@ FAULTS: tuple[Fault, ...] = (
     Fault("swapped-labels", "margins were computed for swapped columns", margins_below_zero),
     Fault("split-leak", "a fifth of the rows comes twice, with another opening word", repeated),
     Fault("shortcut", "every chosen answer ends in the same phrase", padded),
+    Fault("shortcut", "the longer answer is always the chosen one, and a model has learnt it", longer_wins),
     Fault("response-cut-away", "rows hold half of the answers' tokens", rows_too_short),
     Fault("eos-not-learned", "pads are masked by id, and the end is the pad", ends_masked),
     Fault("mis-split-dialogue", "an eighth of the pairs part before the last answer", parts_early),
     Fault("mis-split-dialogue", "dialogues split at their first answer", cut_at_the_first_answer),
+    Fault(
+        "mis-split-dialogue",
+        "the same, in answers that the settings keep",
+        partial(cut_at_the_first_answer, clean=CleanConfig(artefacts=False)),
+    ),
     Fault("identical-pairs", "one pair of twelve has one answer twice", same_twice),
+    Fault("identical-pairs", "one pair of twelve differs in capitals, which the tokenizer drops", unlike_in_capitals),
     Fault("label-noise", "a quarter of all labels flipped", noisy),
     Fault("too-good-to-be-true", "the test pairs are the training pairs", evaluated_on_train),
     Fault("boundary-tokens", "prompt and answer encoded as one text", grown_together),
@@ -390,5 +429,5 @@ FAULTS: tuple[Fault, ...] = (
     Fault("number-as-text", "a decimal comma in a recipe", quoted),
     Fault("number-as-text", "1e-5 read by PyYAML", read_by_another),
     Fault("slow-number-format", "the 16-bit format that the processor imitates", asked_for_half),
-    Fault("resume-skips", "the loader begins anew after a restart", lambda folder: [resumed(folder, lost=True)]),
+    Fault("resume-skips", "the loader begins anew after a restart", partial(resumed, lost=True)),
 )

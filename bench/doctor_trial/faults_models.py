@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import random
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from bench.doctor_trial.fault import Fault
+from bench.doctor_trial.fault import SEED, Fault, chance, memory
 from safetensors.torch import load_file, save_file
 from tests.unit.stages.toy import COLOURS, QUESTIONS, Memory, toy_data, toy_model
 from torch import Tensor
@@ -25,6 +25,7 @@ from assay.data.render import Renderer, Row
 from assay.doctor.detector import Evidence
 from assay.doctor.log import Log
 from assay.doctor.probes import LabelProbe, PolicyProbe, PromptBatch, RewardProbe, StepProbe
+from assay.errors import TrainingError
 from assay.models import reward_model as reward_module
 from assay.models.backbone import Backbone
 from assay.models.config import LoraConfig
@@ -32,7 +33,7 @@ from assay.models.policy import Policy, load_policy
 from assay.models.roles import RewardModel, load_reward_model
 from assay.pipeline.evaluators import Evaluators
 from assay.rollout.engine import Engine
-from assay.stages import causal, preference, reward, sft
+from assay.stages import causal, loop, preference, reward, sft
 from assay.stages.config import OptimConfig, PreferenceConfig, RewardConfig, SFTConfig
 from assay.stages.context import StageInputs
 from assay.stages.direct import Learner
@@ -47,27 +48,35 @@ ASKED = tuple(Prompt.ask(f"{ask} {a} {b}?") for ask in ("what is", "name") for a
 # What is healthy, before a fault is put into it.
 
 
-@functools.cache
 def sft_model() -> Path:
-    """The toy's SFT model, trained once in a process."""
+    """The toy's SFT model, trained once in a process for each seed."""
+    return trained_sft(SEED.get())
+
+
+@functools.cache
+def trained_sft(seed: int) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="doctor-"))
     base = toy_model(folder / "base")
     config = SFTConfig(epochs=12, batch_size=16, max_length=32, optim=OptimConfig(learning_rate=1e-2))
-    sft.run(config, StageInputs(toy_data(), str(base)), Memory(folder / "sft"))
+    sft.run(config, StageInputs(toy_data(), str(base)), memory(folder / "sft"))
     return folder / "sft"
 
 
-@functools.cache
 def reward_model() -> Path:
-    """The toy's reward model, trained once in a process."""
+    """The toy's reward model, trained once in a process for each seed."""
+    return trained_reward(SEED.get())
+
+
+@functools.cache
+def trained_reward(seed: int) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="doctor-"))
-    reward.run(reward_config(), StageInputs(toy_data(), str(sft_model())), Memory(folder))
+    reward.run(reward_config(), StageInputs(toy_data(), str(sft_model())), memory(folder))
     return folder
 
 
 def inputs_of(data: Prepared, base: Path) -> StageInputs:
     """As the pipeline gives them: with evaluators."""
-    said = Evaluators(data, seed=0, train=data.preferences.train)
+    said = Evaluators(data, seed=SEED.get(), train=data.preferences.train)
     return StageInputs(
         data,
         str(base),
@@ -89,13 +98,13 @@ def reward_config(**changes: Any) -> RewardConfig:
 
 
 def reward_log(folder: Path, data: Prepared | None = None, **changes: Any) -> Log:
-    data, config, ctx = data or toy_data(), reward_config(**changes), Memory(folder / "reward")
+    data, config, ctx = data or toy_data(), reward_config(**changes), memory(folder / "reward")
     return log_of("reward", config, ctx, reward.run(config, inputs_of(data, sft_model()), ctx))
 
 
 def sft_log(folder: Path, data: Prepared | None = None, **changes: Any) -> Log:
     plain = {"epochs": 4, "batch_size": 16, "max_length": 32, "optim": {"learning_rate": 3e-3}, "validate_every": 4}
-    config, ctx = SFTConfig.model_validate({**plain, **changes}), Memory(folder / "sft")
+    config, ctx = SFTConfig.model_validate({**plain, **changes}), memory(folder / "sft")
     base = toy_model(folder / "base")
     return log_of("sft", config, ctx, sft.run(config, inputs_of(data or toy_data(), base), ctx))
 
@@ -111,7 +120,7 @@ def direct_log(folder: Path, data: Prepared | None = None, **changes: Any) -> Lo
     }
     data = data or toy_data()
     data = replace(data, prompts=replace(data.prompts, test=ASKED))
-    config, ctx = PreferenceConfig.model_validate({**plain, **changes}), Memory(folder / "preference")
+    config, ctx = PreferenceConfig.model_validate({**plain, **changes}), memory(folder / "preference")
     return log_of("preference", config, ctx, preference.run(config, inputs_of(data, sft_model()), ctx))
 
 
@@ -142,7 +151,7 @@ def label_probe(held_out: int) -> LabelProbe:
     """All that is learnt is about the first three questions; the others begin with another word."""
     pairs = [Preference(q, a, b) for q in QUESTIONS for i, a in enumerate(COLOURS) for b in COLOURS[:i]]
     train, held = ([pair for pair in pairs if pair.prompt in QUESTIONS[start : start + 3]] for start in (0, held_out))
-    return LabelProbe(load_reward_model(sft_model(), head_seed=0, max_length=32), train, held)
+    return LabelProbe(load_reward_model(sft_model(), head_seed=SEED.get(), max_length=32), train, held)
 
 
 def prompt_batch(side: str) -> PromptBatch:
@@ -230,12 +239,12 @@ def reads_the_prompt(folder: Path) -> list[Evidence]:
 
 def few_pairs(folder: Path) -> list[Evidence]:
     """Half of the comparisons are toss-ups, and 50 others are drawn for every validation."""
-    noise = random.Random(0)
+    noise = chance()
     tossed = [noise.sample(("red", "amber"), 2) for _ in range(30)]
     equal = [Preference(q, one, other) for q in QUESTIONS for one, other in tossed]
     clear = toy_data().preferences
     data = replace(toy_data(), preferences=Splits([*equal, *clear.train], *[[*equal, *clear.test]] * 2))
-    config, ctx = reward_config(epochs=2, validate_every=2), Memory(folder / "reward")
+    config, ctx = reward_config(epochs=2, validate_every=2), memory(folder / "reward")
     given = inputs_of(data, sft_model())
 
     def drawn(pairs: Sequence[Preference], chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any]:
@@ -254,7 +263,7 @@ def steps_too_long(folder: Path) -> list[Evidence]:
 
 def recites(folder: Path) -> list[Evidence]:
     """One answer to each question, thirty times over."""
-    noise = random.Random(0)
+    noise = chance()
     few = [Demonstration(q, noise.choice(COLOURS)) for q in (*QUESTIONS, *ASKED)]
     held = [Demonstration(q, colour) for q in ASKED for colour in COLOURS]
     data = replace(toy_data(), demonstrations=Splits(few, held, held))
@@ -325,6 +334,13 @@ class LastColumn(RewardModel):
     scores = last_column
 
 
+def head_has_died(folder: Path) -> list[Evidence]:
+    probe = reward_probe()
+    with torch.no_grad():
+        probe.model.head.weight.zero_()
+    return [probe]
+
+
 def reads_a_pad(folder: Path) -> list[Evidence]:
     probe = reward_probe()
     probe.model.__class__ = LastColumn
@@ -347,19 +363,44 @@ class CutOff(RewardModel):
 
 
 def cannot_learn(folder: Path) -> list[Evidence]:
-    probe = reward_probe(model=load_reward_model(sft_model(), head_seed=0, max_length=32))
+    probe = reward_probe(model=load_reward_model(sft_model(), head_seed=SEED.get(), max_length=32))
     probe.model.__class__ = CutOff
     return [probe]
 
 
 def overflows(folder: Path) -> list[Evidence]:
     probe = policy_probe()
-    with torch.no_grad():
-        for name, parameter in probe.policy.model.named_parameters():
-            if name.endswith("down_proj.base_layer.weight"):
-                parameter.mul_(1e5)
-    probe.policy.model.half()
+    in_fp16(probe.policy.model)
     return [probe]
+
+
+def scores_overflow(folder: Path) -> list[Evidence]:
+    probe = reward_probe()
+    in_fp16(probe.model.backbone.model)
+    return [probe]
+
+
+@torch.no_grad()
+def in_fp16(model: Any) -> None:
+    """With activations that the format cannot hold."""
+    for name, parameter in model.named_parameters():
+        if "down_proj" in name and "lora" not in name:
+            parameter.mul_(1e5)
+    model.half()
+
+
+def goes_on(folder: Path) -> list[Evidence]:
+    """Weights overflow, and steps whose gradient is not finite are left out without a word."""
+    own = loop.Optimizer.update
+
+    def careless(self: loop.Optimizer, step: int) -> dict[str, float]:
+        try:
+            return own(self, step)
+        except TrainingError:
+            return dict.fromkeys(("grad_norm", "learning_rate", "update_rms"), math.nan)
+
+    with patch.object(loop.Optimizer, "update", careless):
+        return [sft_log(folder, optim={"learning_rate": 1e30})]
 
 
 class Unmasked(Backbone):
@@ -391,7 +432,7 @@ def adapter_off(folder: Path) -> list[Evidence]:
     """SFT with an adapter; the reference is the backbone without it."""
     base = toy_model(folder / "base")
     config = SFTConfig(epochs=4, batch_size=16, max_length=32, lora=LORA, optim=OptimConfig(learning_rate=1e-2))
-    sft.run(config, StageInputs(toy_data(), str(base)), Memory(folder / "sft"))
+    sft.run(config, StageInputs(toy_data(), str(base)), memory(folder / "sft"))
     policy = load_policy(base, trainable=False)
     policy.backbone.adapters.load("policy", folder / "sft" / "adapter")
     policy.adapter = "policy"
@@ -409,7 +450,7 @@ def samples_from_another(folder: Path) -> list[Evidence]:
     """The sampler's weights are a little off."""
     probe = policy_probe()
     other = load_policy(sft_model(), trainable=False)
-    noise = torch.Generator().manual_seed(0)
+    noise = torch.Generator().manual_seed(SEED.get())
     with torch.no_grad():
         for parameter in other.model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=noise) * 0.5 * parameter.std())
@@ -433,7 +474,7 @@ def another_tokenizer(folder: Path) -> list[Evidence]:
     policy = load_policy(sft_model())
     probe = policy_probe(policy, reference=None, sft=None)
     order = list(range(len(policy.tokenizer)))
-    random.Random(0).shuffle(order)
+    chance().shuffle(order)
     return [replace(probe, rows=[Row([order[i] for i in row.ids], row.prompt_length) for row in probe.rows])]
 
 
@@ -461,8 +502,11 @@ FAULTS: tuple[Fault, ...] = (
     Fault("too-good-to-be-true", "the held-out pairs are those that are learnt", evaluates_on_train),
     Fault("head-lost", "the folder has no head", without_head),
     Fault("constant-scores", "the score is read at the end of the prompt", reads_the_prompt),
+    Fault("constant-scores", "the head's weights are 0", head_has_died),
     Fault("score-drift", "65 is added to every score", far_from_zero),
     Fault("not-finite", "fp16 with activations of 1e5", overflows),
+    Fault("not-finite", "a reward model in fp16 with activations of 1e5", scores_overflow),
+    Fault("not-finite", "a trainer that goes on after an overflow", goes_on),
     Fault("length-bias", "five points for every character", pays_for_length),
     Fault("overfitting", "one answer a question, thirty epochs", recites),
     Fault("loss-blow-up", "a thousand times the learning rate, without warmup", steps_too_long),

@@ -6,7 +6,6 @@ Each is a real run of the stage, of seconds, with one thing wrong: a setting, th
 from __future__ import annotations
 
 import functools
-import random
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -16,8 +15,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from bench.doctor_trial.fault import Fault
-from tests.unit.stages.toy import COLOURS, QUESTIONS, Memory, toy_data, toy_model
+from bench.doctor_trial.fault import SEED, Fault, chance, memory
+from tests.unit.stages.toy import COLOURS, QUESTIONS, toy_data, toy_model
 from torch import Tensor
 
 from assay.data.ngrams import repetition
@@ -54,21 +53,25 @@ KINDS: Mapping[str, Any] = {
 Patch = AbstractContextManager[Any]
 
 
-@functools.cache
 def models() -> Path:
-    """base, sft and reward of the toy task, trained once."""
+    """base, sft and reward of the toy task, trained once for each seed."""
+    return trained(SEED.get())
+
+
+@functools.cache
+def trained(seed: int) -> Path:
     root = Path(tempfile.mkdtemp(prefix="doctor-trial-"))
     toy_model(root / "base")
     train_sft(root / "sft")
     config = RewardConfig(epochs=6, batch_size=10, max_length=32, optim=OptimConfig(learning_rate=3e-3))
-    reward.run(config, StageInputs(toy_data(), str(root / "sft")), Memory(root / "reward"))
+    reward.run(config, StageInputs(toy_data(), str(root / "sft")), memory(root / "reward"))
     return root
 
 
 def train_sft(folder: Path, data: Prepared | None = None) -> Path:
     """An SFT model beside the base model that it starts from."""
     config = SFTConfig(epochs=12, batch_size=16, max_length=32, optim=OptimConfig(learning_rate=1e-2))
-    sft.run(config, StageInputs(data or toy_data(), str(folder.parent / "base")), Memory(folder))
+    sft.run(config, StageInputs(data or toy_data(), str(folder.parent / "base")), memory(folder))
     return folder
 
 
@@ -85,13 +88,13 @@ def run(
     stage, schema, defaults = KINDS[kind]
     given = {**HEALTHY, **defaults, "episodes": 48 * iterations, **settings}
     inputs = StageInputs(toy_data(), str(base or models() / "sft"), reward=str(models() / "reward"), truth=truth)
-    memory = Memory(folder)
+    ctx = memory(folder)
     config = schema.model_validate(given)
     with ExitStack() as stack:
         for one in patches:
             stack.enter_context(one)
-        report = stage(config, inputs, memory)
-    lines = [MetricsLine(step, 0.0, values) for step, values in memory.logged.items()]
+        report = stage(config, inputs, ctx)
+    lines = [MetricsLine(step, 0.0, values) for step, values in ctx.logged.items()]
     return [Log.of(kind, kind, lines, final=report, config=config.model_dump(mode="json"))]
 
 
@@ -123,6 +126,16 @@ def negative_kl(folder: Path) -> Sequence[Evidence]:
 
     patches = patch.object(online, "Engine", build), patch.object(online.Online, "old_logprobs", unheard)
     return run(folder, "group", *patches)
+
+
+def stale_sampler(folder: Path) -> Sequence[Evidence]:
+    """The sampler never gets the new weights, and the run compares what it says with the trainer now and then."""
+    stale = load_policy(models() / "sft", trainable=False)
+
+    def build(policy: Policy, renderer: Renderer, *, weights: str = "", **more: Any) -> Engine:
+        return Engine(stale if weights else policy, renderer, **more)
+
+    return run(folder, "group", patch.object(online, "Engine", build))
 
 
 def flat_reward(folder: Path) -> Sequence[Evidence]:
@@ -169,15 +182,20 @@ def base_as_reference(folder: Path) -> Sequence[Evidence]:
     )
 
 
-def no_temperature(folder: Path) -> Sequence[Evidence]:
-    """Sampled at a temperature of 0.5, learnt from as if at 1."""
+def at_temperature_one() -> Patch:
+    """Whatever the sampler's temperature, gradients are taken at 1."""
     whole = Policy.logprobs
 
     def at_one(self: Policy, batch: Any, *, temperature: float, **more: Any) -> ResponseLogprobs:
         return whole(self, batch, temperature=1.0 if torch.is_grad_enabled() else temperature, **more)
 
+    return patch.object(Policy, "logprobs", at_one)
+
+
+def no_temperature(folder: Path) -> Sequence[Evidence]:
+    """Sampled at a temperature of 0.5, learnt from as if at 1."""
     sampling = {"max_new_tokens": 4, "temperature": 0.5}
-    return run(folder, "group", patch.object(Policy, "logprobs", at_one), iterations=10, sampling=sampling)
+    return run(folder, "group", at_temperature_one(), iterations=10, sampling=sampling)
 
 
 def no_penalty(folder: Path) -> Sequence[Evidence]:
@@ -211,7 +229,7 @@ def keyword_bonus(folder: Path) -> Sequence[Evidence]:
 
 def pays_for_loops(folder: Path) -> Sequence[Evidence]:
     """Answers are lists of colours, and a reward is for saying one again."""
-    noise = random.Random(0)
+    noise = chance()
     lists = [Demonstration(q, " ".join(noise.choices(COLOURS, k=5))) for q in QUESTIONS for _ in range(20)]
     data = replace(toy_data(), demonstrations=Splits(lists, lists[:6], lists[:6]))
     base = train_sft(models() / "sft-of-lists", data)
@@ -229,10 +247,13 @@ def sft_on(name: str, rows: Callable[[list[Row]], list[Row]]) -> Path:
         return train_sft(models() / name)
 
 
-def endless(folder: Path) -> Sequence[Evidence]:
+def sft_without_end() -> Path:
     """The end token is no label of the SFT stage."""
-    base = sft_on("sft-without-end", lambda rows: [Row(row.ids[:-1], row.prompt_length) for row in rows])
-    return run(folder, "group", base=base, iterations=10)
+    return sft_on("sft-without-end", lambda rows: [Row(row.ids[:-1], row.prompt_length) for row in rows])
+
+
+def endless(folder: Path) -> Sequence[Evidence]:
+    return run(folder, "group", base=sft_without_end(), iterations=10)
 
 
 def pays_for_silence(folder: Path) -> Sequence[Evidence]:
@@ -249,7 +270,7 @@ def entropy_bonus(folder: Path) -> Sequence[Evidence]:
     return run(folder, "group", entropy_coef=3.0)
 
 
-def reads_the_prompt(folder: Path) -> Sequence[Evidence]:
+def paid_by_question() -> Patch:
     """Right or wrong is decided by the question for five of six prompts."""
 
     class Paid(online.LearnedReward):
@@ -259,23 +280,33 @@ def reads_the_prompt(folder: Path) -> Sequence[Evidence]:
             known = [float("sea" in prompt.text) for prompt in prompts]
             return [fixed if sure else score for sure, fixed, score in zip(easy, known, scores, strict=True)]
 
-    return run(folder, "group", patch.object(online, "LearnedReward", Paid), iterations=10)
+    return patch.object(online, "LearnedReward", Paid)
+
+
+def reads_the_prompt(folder: Path) -> Sequence[Evidence]:
+    return run(folder, "group", paid_by_question(), iterations=10)
+
+
+def shuffled() -> Patch:
+    """Answers in another order than their prompts."""
+    whole = group.sample_groups
+
+    def sample(*args: Any) -> Rollouts:
+        rollouts = whole(*args)
+        order = list(range(len(rollouts.rows)))
+        chance().shuffle(order)
+        return rollouts.take(order)
+
+    return patch.object(group, "sample_groups", sample)
 
 
 def shuffled_groups(folder: Path) -> Sequence[Evidence]:
-    whole = group.sample_groups
-
-    def shuffled(*args: Any) -> Rollouts:
-        rollouts = whole(*args)
-        order = list(range(len(rollouts.rows)))
-        random.Random(0).shuffle(order)
-        return rollouts.take(order)
-
-    return run(folder, "group", patch.object(group, "sample_groups", shuffled), iterations=5)
+    return run(folder, "group", shuffled(), iterations=5)
 
 
 FAULTS: tuple[Fault, ...] = (
     Fault("negative-kl", "the sampler never gets the new weights", negative_kl),
+    Fault("sampler-differs", "the sampler never gets the new weights, and says with what it drew", stale_sampler),
     Fault("nothing-moves", "every answer gets the same reward", flat_reward),
     Fault("nothing-moves", "log-probabilities are detached from the graph", cut_graph),
     Fault("nothing-moves", "the learning rate is 0", frozen_optimizer),

@@ -79,7 +79,9 @@ def wilson(successes: float, n: float, *, confidence: float = CONFIDENCE) -> Int
     return Interval(p, max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half)))
 
 
-def proportion(outcomes: Numbers, *, groups: Sequence[Hashable] | None = None) -> Interval:
+def proportion(
+    outcomes: Numbers, *, groups: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE
+) -> Interval:
     """Wilson interval of the mean of outcomes in [0, 1], honest about outcomes that come in groups.
 
     Pairs of one prompt succeed and fail together, so with `groups` (one label per outcome) the interval is
@@ -87,7 +89,7 @@ def proportion(outcomes: Numbers, *, groups: Sequence[Hashable] | None = None) -
     """
     x = numbers("outcomes", outcomes)
     n = x.size / design_effect(x, groups)
-    return wilson(float(x.mean()) * n, n)
+    return wilson(float(x.mean()) * n, n, confidence=confidence)
 
 
 def design_effect(values: Floats, groups: Sequence[Hashable] | None) -> float:

@@ -3,6 +3,7 @@ resumed run that lost its place in the data."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from assay.config import Config, Fault, check
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
+from assay.doctor.log import Log
 from assay.document import Document, KeyPath, dotted, show
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ SLOWER = 10.0
 """CPUs with units for a format are at least as fast in it as in fp32, those without 100 to 300 times slower."""
 EXPONENT = re.compile(r"\s*[-+]?\d+[eE][-+]?\d+\s*")
 """The numbers that YAML 1.1, and so PyYAML, reads as text: those with an exponent and no point."""
+ROUNDING = 1e-9
+"""Passes: what rounding may add at the end of one."""
 WANTED = re.compile(r"must be (?:a|a whole) number\b")
 
 NUMBER_AS_TEXT = Mode(
@@ -140,6 +144,22 @@ def lost_its_place(cursor: Cursor) -> Iterator[Finding]:
         again, never = (taken - planned).total(), (planned - taken).total()
         said = f"from step {first} on other examples than planned: {again:,} too often and {never:,} not at all"
         yield Finding(RESUME_SKIPS, cursor.where, f"{said}, of {planned.total():,}", sureness="certain")
+
+
+@detects(RESUME_SKIPS, kinds=("pretrain", "sft", "reward", "preference"))
+def comes_again(log: Log) -> Iterator[Finding]:
+    """Batches that come twice within one pass over the data, in which every example has its turn once."""
+    epochs, batches = log["train/epoch"], log["train/batch"]
+    passes = dict(zip(epochs.steps.tolist(), epochs.values.tolist(), strict=True))
+    first: dict[tuple[int, float], int] = {}
+    again: list[tuple[int, int]] = []
+    for step, batch in zip(batches.steps.tolist(), batches.values.tolist(), strict=True):
+        if step in passes and (earlier := first.setdefault((math.ceil(passes[step] - ROUNDING), batch), step)) < step:
+            again.append((step, earlier))
+    if again:
+        said = f"step {again[0][0]} takes the batch of step {again[0][1]} once more, in the same pass over the data"
+        said += f"; {len(again):,} of {len(batches):,} steps do"
+        yield Finding(RESUME_SKIPS, log.where, said, sureness="certain")
 
 
 def no_number(fault: Fault) -> bool:

@@ -164,6 +164,16 @@ BROKEN_GROUPS = Mode(
     "Answers were put in another order than their prompts before they were compared with each other.",
     "Group by the prompt's id, and do not shuffle or filter single answers between sampling and the advantages.",
 )
+SAMPLER_DIFFERS = Mode(
+    49,
+    "sampler-differs",
+    "machine",
+    "Sampler and trainer disagree",
+    "Answers are drawn by other weights, another precision or another engine than the one that learns from them.",
+    "Send the trainer's weights to the sampler before every batch, compute in the same precision, or weigh tokens by "
+    "min(π/π_sampler, cap): `importance_cap: 2.0`.",
+    ("negative-kl", "ratio-not-one", "kl-before-training", "ratio-spikes", "kl-blow-up", "entropy-out-of-bounds"),
+)
 LATE = 5
 """Steps that an interval needs; of a long run, its last quarter."""
 CONFIDENCE = 0.99
@@ -178,6 +188,8 @@ NO_SPREAD, NO_GRADIENT = 1e-6, 1e-12
 """Deviation of scores (advantages.informative_groups) and norm of a gradient that count as none."""
 START_KL = 1e-3
 """Nats per token; the catalogue's. Healthy runs start below 1e-6, bfloat16 included where both are read alike."""
+SAMPLER_KL = 1e-3
+"""Nats per token: fp32 has 1e-13, eight-bit rollouts 2e-4 (docs/concepts.md)."""
 FIRST_RATIO, CLIP = 0.05, 0.2
 """bfloat16 alone moves a ratio by a few hundredths; beyond PPO's usual clip tokens lose their gradient at once."""
 KL_OVER_TARGET = 3.0
@@ -192,8 +204,11 @@ LOOPS = 0.2
 HALF = 0.5
 EMPTY, SHRUNK = 0.2, 0.2
 """Share of empty answers, and length as a share of the start's (the catalogue's)."""
-COLLAPSED, EXPLODED, LEAST_CHANGE = 0.2, 2.0, 0.1
-"""Entropy as a share of the start's (the catalogue's), and nats a token that it must have changed by besides."""
+COLLAPSED, EXPLODED, LEAST_CHANGE = 0.2, 1.5, 0.1
+"""Entropy as a share of the start's (a fifth is the catalogue's, half as much again beyond all healthy runs:
+docs/results/doctor.md), and nats a token that it must have changed by besides."""
+WORTHLESS = -1.0
+"""Explained variance of a critic whose errors vary twice as much as the returns: it leads the run astray by itself."""
 CRITIC_STEPS = 20
 """The catalogue's: a new critic needs some to learn."""
 
@@ -268,6 +283,20 @@ def kl_before_training(log: Log) -> Iterator[Finding]:
     if abs(per_token) > START_KL:
         seen = f"KL {kl.first:.3g} nats an answer, {per_token:.2g} per token, before the first update"
         yield Finding(KL_BEFORE_TRAINING, log.where, seen, "red", "certain")
+
+
+@detects(SAMPLER_DIFFERS, kinds=SAMPLING)
+def sampler_apart(log: Log) -> Iterator[Finding]:
+    """The tokens of an iteration read by the policy that learns from them, where the run has compared the two."""
+    apart = log["val/sampler_kl"]
+    if apart.values.max() > SAMPLER_KL:
+        first = int(apart.steps[(apart.values > SAMPLER_KL).argmax()])
+        often = int((apart.values > SAMPLER_KL).sum())
+        seen = (
+            f"KL(sampler‖trainer) up to {apart.values.max():.2g} nats a token, first at step {first}; above "
+            f"{SAMPLER_KL:g} in {often} of {len(apart)} comparisons"
+        )
+        yield Finding(SAMPLER_DIFFERS, log.where, seen, "red", "certain", change={"importance_cap": 2.0})
 
 
 @detects(RATIO_NOT_ONE, kinds=SAMPLING)
@@ -386,8 +415,9 @@ def bad_critic(log: Log) -> Iterator[Finding]:
         raise Missing(f"the policy was trained for {len(explained)} steps; a critic is judged after {CRITIC_STEPS}")
     values = explained[-CRITIC_STEPS:]
     if bounds(values)[1] < 0 and bounds(values[-LATE:])[1] < 0:  # one that has just become useful is well
+        severity = "red" if bounds(values)[1] < WORTHLESS else "amber"
         change = {"value_warmup": 5}
-        yield Finding(BAD_CRITIC, log.where, f"explained variance {text(values)}", "amber", "likely", change=change)
+        yield Finding(BAD_CRITIC, log.where, f"explained variance {text(values)}", severity, "likely", change=change)
 
 
 @detects(REWARD_HACKING, kinds=SAMPLING)

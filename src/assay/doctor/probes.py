@@ -28,10 +28,11 @@ from assay.algorithms.kl import k3
 from assay.algorithms.preference_loss import bradley_terry
 from assay.data.pack import collate
 from assay.data.render import Row
+from assay.doctor.data import at_least, percent
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
 from assay.doctor.labels import TOO_GOOD
-from assay.doctor.policy import KL_BEFORE_TRAINING
+from assay.doctor.policy import KL_BEFORE_TRAINING, SAMPLER_DIFFERS, SAMPLER_KL
 from assay.doctor.reward import CONSTANT, CONSTANT_SCORES, FLUCTUATING, NOT_FINITE, REWARD_AT_CHANCE, SURE
 from assay.errors import ModelError
 from assay.models.backbone import Backbone
@@ -40,6 +41,7 @@ from assay.models.policy import Policy
 from assay.models.reward_model import RewardModel
 from assay.rollout.config import SamplingParams
 from assay.rollout.engine import Engine
+from assay.statistics import proportion
 from assay.types import Preference, Prompt
 
 ACCUMULATION_BIAS = Mode(
@@ -113,25 +115,14 @@ WRONG_REFERENCE = Mode(
     "Merge the SFT adapter before a new one is added, or load the reference from the SFT folder.",
     ("kl-before-training", "negative-kl", "kl-blow-up"),
 )
-SAMPLER_DIFFERS = Mode(
-    49,
-    "sampler-differs",
-    "machine",
-    "Sampler and trainer give the same tokens different probabilities",
-    "Answers are drawn by other weights, another precision or another engine than the one that learns from them.",
-    "Send the trainer's weights to the sampler before every batch, compute in the same precision, or weigh tokens by "
-    "min(π/π_sampler, cap): `importance_cap: 2.0`.",
-    ("negative-kl", "ratio-not-one", "kl-before-training"),
-)
 
 SCORE_TOLERANCE = 1e-3  # of the scores' standard deviation; fp32 differs by 1e-6
 TOKEN_TOLERANCE = 1e-3  # nats a token; fp32 differs by 1e-5
 ROUNDED = 50.0  # times that, where products are computed in bf16 (8 bits: 2⁻⁸ of a logit of about 10)
-SAMPLER_KL = 1e-3  # nats a token: fp32 has 1e-13, eight-bit rollouts 2e-4 (docs/concepts.md)
 SPLIT_TOLERANCE = 1e-4  # of the gradient's norm; the catalogue's
 BY_HEART = 32  # pairs
 TRIES = 60  # optimizer steps; a healthy tiny model needs 10
-TOSSES = 240  # steps: labels without sense take longer
+LOTS = 240  # steps: labels without sense take longer
 LEARNT = 26  # of 32 right: p < 0.001 for a coin
 UNTRAINED = 1e-2  # of the median norm of embeddings
 OUTLIER = 20.0  # times the median norm
@@ -387,34 +378,33 @@ def learn(model: RewardModel, rows: Sequence[Row], steps: int = TRIES) -> float:
 
 
 @detects(TOO_GOOD, kinds=("labels",))
-def tossed_labels(probe: LabelProbe) -> Iterator[Finding]:
-    """A coin is tossed for every pair, by its texts: only who has seen a pair can know how its coin fell."""
-    from scipy.stats import binomtest
-
-    rows, held = (
-        RewardProbe(probe.model, [tossed(pair) for pair in pairs]).rows for pairs in (probe.train, probe.held_out)
-    )
+def labels_by_lot(probe: LabelProbe) -> Iterator[Finding]:
+    """Answers get a worth by lot, which decides every pair: only who has seen an answer can know its worth."""
+    rows = RewardProbe(probe.model, [drawn_by_lot(pair) for pair in probe.train]).rows
+    held = RewardProbe(probe.model, [drawn_by_lot(pair) for pair in probe.held_out]).rows
     with unchanged(probe.model.parameters_trained()):
-        learn(probe.model, rows, TOSSES)
+        learn(probe.model, rows, LOTS)
         found = scores(probe.model, held)
-    right, n = int((found[0::2] > found[1::2]).sum()), len(found) // 2
-    p_value = binomtest(right, n, alternative="greater").pvalue
-    if p_value < SURE:
+    right = (found[0::2] > found[1::2]).double().numpy()
+    prompts = [tuple(row.ids[: row.prompt_length]) for row in held[0::2]]
+    known = proportion(right, groups=prompts, confidence=1 - 2 * SURE)
+    if at_least(known, 0.5):
         yield Finding(
             TOO_GOOD,
             probe.where,
-            f"after learning {len(rows) // 2} pairs whose labels a coin has drawn, {right} of {n} coins of held-out "
-            f"pairs are known (p = {p_value:.1e})",
+            f"after learning {len(rows) // 2} pairs whose labels were drawn by lot, {right.sum():.0f} of {len(right)} "
+            f"lots of held-out pairs are known ({percent(known)})",
             sureness="certain",
             cause="Held-out pairs, or copies of them, are among the pairs that are learnt from.",
         )
 
 
-def tossed(pair: Preference) -> Preference:
-    """The same two answers, in the order that a coin says, whatever their label."""
-    one, other = sorted((pair.chosen, pair.rejected))
-    heads = rng.derive(0, "coin", pair.prompt.text, one, other) % 2
-    return Preference(pair.prompt, one, other) if heads else Preference(pair.prompt, other, one)
+def drawn_by_lot(pair: Preference) -> Preference:
+    """The same two answers in the order of their lots: one lot an answer, or three might beat each other in a ring."""
+    first, second = sorted(
+        (pair.chosen, pair.rejected), key=lambda answer: rng.derive(0, "lot", pair.prompt.text, answer)
+    )
+    return Preference(pair.prompt, first, second)
 
 
 @contextmanager

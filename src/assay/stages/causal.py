@@ -41,7 +41,8 @@ def train_causal(
         for step in range(start, len(plan)):
             began = time.perf_counter()
             loop.seed_dropout(ctx.seed, step)
-            batch = [rows[i] for i in plan[step]]
+            chosen = plan[step]
+            batch = [rows[i] for i in chosen]
             policy.train()
             loss = imitate(policy, batch, config.micro_batch_size, ctx.device)
             moved = optimizer.update(step)
@@ -54,6 +55,7 @@ def train_causal(
                 "train/grad_norm": moved["grad_norm"],
                 "train/learning_rate": moved["learning_rate"],
                 "train/tokens_per_s": tokens / (time.perf_counter() - began),
+                **loop.cursor(chosen, done, plan, config.epochs),
             }
             if held_out and (done % config.validate_every == 0 or done == len(plan)):
                 metrics["eval/loss"] = mean_loss(policy, held_out, config.batch_size, ctx.device)

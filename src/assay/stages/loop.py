@@ -34,6 +34,14 @@ def plan(lengths: Sequence[int], batch_size: int, epochs: int, seed: int) -> lis
     ]
 
 
+def cursor(batch: Sequence[int], done: int, plan: Sequence[Sequence[int]], epochs: int) -> dict[str, float]:
+    """Where in the data a step stands, for the log: passes so far, and a number that tells its batch from any other."""
+    return {
+        "train/epoch": epochs * done / len(plan),
+        "train/batch": float(rng.derive(0, *sorted(batch)) >> 11),  # 52 bits, which a float holds
+    }
+
+
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     """Rate of optimizer step `step` (from 0) of `steps`: linear warmup, then the schedule down to zero."""
     warmup = round(config.warmup * steps)

@@ -116,6 +116,7 @@ def learn(learner: Learner, renderer: Renderer, inputs: StageInputs, ctx: RunCon
             rows = steps[step]
             measured = update(learner, optimizer, [train[i] for i in rows], reference_NE[rows], step)
             done = step + 1
+            measured |= loop.cursor(rows, done, steps, config.epochs)
             if held_out and (done % config.validate_every == 0 or done == len(steps)):
                 held = validate()
                 measured |= loop.numbers(held, prefix="eval/")

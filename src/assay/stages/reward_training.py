@@ -61,6 +61,7 @@ def train(
                 "train/grad_norm": moved["grad_norm"],
                 "train/learning_rate": moved["learning_rate"],
                 "train/pairs_per_s": len(batch) / (time.perf_counter() - began),
+                **loop.cursor(batch, done, plan, config.epochs),
             }
             if done % config.validate_every == 0 and done < len(plan):
                 metrics |= loop.numbers(validate(), prefix="eval/")

@@ -7,9 +7,12 @@ import torch
 
 from assay.doctor import machine as doctor
 from assay.doctor.detector import Missing
+from assay.doctor.log import Log
 from assay.doctor.machine import Cursor, Machine, Settings
 from assay.document import read_yaml
+from assay.stages import loop
 from assay.stages.config import RewardConfig
+from assay.tracking.metrics import MetricsLine
 
 
 def test_text_that_a_schema_refuses_for_a_number_is_named_with_its_key() -> None:
@@ -55,3 +58,22 @@ def test_examples_that_come_again_or_never() -> None:
     assert finding.evidence == "from step 3 on other examples than planned: 4 too often and 4 not at all, of 8"
     with pytest.raises(Missing):
         list(doctor.lost_its_place(Cursor("sft", planned, [])))
+
+
+def passes(batches: list[list[int]], epochs: int) -> Log:
+    """The log of a stage that takes these batches, as many in each pass over the data."""
+    lines = [
+        MetricsLine(step, 0.0, loop.cursor(batch, step, batches, epochs)) for step, batch in enumerate(batches, start=1)
+    ]
+    return Log.of("sft", "sft", lines)
+
+
+def test_a_batch_that_comes_twice_in_one_pass_over_the_data_is_a_lost_place() -> None:
+    once = [[0, 1], [2, 3], [4, 5]]
+    assert list(doctor.comes_again(passes([*once, *once[::-1]], epochs=2))) == []  # once in each pass
+    (finding,) = doctor.comes_again(passes([*once, [0, 1], [3, 2], [2, 3]], epochs=2))
+    assert finding.evidence.startswith("step 6 takes the batch of step 5 once more")  # in whatever order
+    (finding,) = doctor.comes_again(passes([[0, 1], [2, 3], [0, 1], [2, 3]], epochs=1))
+    assert finding.evidence.endswith("2 of 4 steps do")
+    with pytest.raises(Missing):
+        list(doctor.comes_again(Log.of("sft", "sft", [MetricsLine(1, 0.0, {"loss": 1.0})])))

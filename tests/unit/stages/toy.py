@@ -23,10 +23,10 @@ QUESTIONS = tuple(
 )
 
 
-def toy_model(folder: Path) -> Path:
-    """A randomly initialised two-layer model with a tokenizer that knows the toy's words."""
+def toy_model(folder: Path, *, layers: int = 2, width: int = 64, seed: int = 0) -> Path:
+    """A randomly initialised model with a tokenizer that knows the toy's words."""
     tokenizer = train_tokenizer([*COLOURS * 50, *(q.text for q in QUESTIONS)], 330)  # every colour is one token
-    model = new_model("llama", layers=2, width=64, heads=4, max_length=32, tokenizer=tokenizer, seed=0)
+    model = new_model("llama", layers=layers, width=width, heads=4, max_length=32, tokenizer=tokenizer, seed=seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

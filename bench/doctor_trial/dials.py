@@ -1,0 +1,156 @@
+"""Thresholds of the detectors, and where a run stands on each: the limit at which it would just be a finding.
+
+A detector is asked again and again with another limit in the place of its own, until the one is found at which its
+answer changes. That number is the run's; the distance of healthy and faulty runs to the limit is what it is worth.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+from assay.doctor import (
+    data,
+    direct,
+    examination,  # noqa: F401  (enters every detector)
+    labels,
+    machine,
+    policy,
+    probes,
+    reward,
+    sft,
+    tokens,
+)
+from assay.doctor.detector import DETECTORS, Detector, Evidence, Find, examine
+
+ROUNDS = 10
+"""Halvings of the range, on a logarithmic scale."""
+
+
+@dataclass(frozen=True)
+class Dial:
+    """A threshold of one detector, and the range in which it is turned."""
+
+    find: Find[Any]
+    name: str
+    """The constant's, in the detector's file."""
+    low: float
+    high: float
+    what: str
+    """The number that is compared with it."""
+    above: bool = True
+    """Whether what lies above is a finding; else what lies below."""
+
+    @property
+    def module(self) -> str:
+        return self.find.__module__
+
+    @property
+    def key(self) -> str:
+        return f"{detector_name(self.detector)}: {self.name}"
+
+    @property
+    def limit(self) -> float:
+        """As it is set."""
+        return getattr(sys.modules[self.module], self.name)
+
+    @property
+    def detector(self) -> Detector:
+        return next(detector for detector in DETECTORS if detector.find is self.find)
+
+
+def detector_name(detector: Detector) -> str:
+    """As in the pages: file and function."""
+    return f"{detector.find.__module__.rpartition('.')[2]}.{detector.find.__name__}"
+
+
+def standing(dial: Dial, evidence: Sequence[Evidence]) -> float | None:
+    """The limit from which on the evidence is a finding; None where it is none at any in the range."""
+
+    def found(limit: float) -> bool:
+        with patch.object(sys.modules[dial.module], dial.name, limit):
+            return bool(examine(evidence, [dial.detector]).findings)
+
+    strict, lax = (dial.low, dial.high) if dial.above else (dial.high, dial.low)
+    if not found(strict):
+        return None
+    if found(lax):
+        return lax
+    for _ in range(ROUNDS):
+        middle = math.sqrt(strict * lax)
+        strict, lax = (middle, lax) if found(middle) else (strict, middle)
+    return strict
+
+
+def standings(evidence: Sequence[Evidence]) -> dict[str, float | None]:
+    """On every dial whose detector reads some of the evidence."""
+    read = {dial.key: [one for one in evidence if dial.detector.reads(one)] for dial in DIALS}
+    return {dial.key: standing(dial, read[dial.key]) for dial in DIALS if read[dial.key]}
+
+
+DIALS: tuple[Dial, ...] = (
+    # data
+    Dial(data.left_out, "RARE", 1e-4, 1, "share of rows dropped for one reason, lower bound"),
+    Dial(data.empty_cells, "RARE", 1e-4, 1, "share of answers that say nothing but nan or None, lower bound"),
+    Dial(data.turns_in_answers, "RARE", 1e-4, 1, "share of pairs in which an answer holds another turn, lower bound"),
+    Dial(data.copies, "COPIES", 1e-3, 1, "share of held-out prompts with a twin in training, lower bound"),
+    Dial(data.trick, "LENGTH_WINS", 0.3, 1, "accuracy of length alone, lower bound"),
+    Dial(data.trick, "WORDS_WIN", 0.3, 1, "accuracy of a bag of words, lower bound"),
+    Dial(labels.no_better_than_a_trick, "ADDS", 1e-3, 1, "what the model adds to its rival, upper bound", above=False),
+    Dial(labels.surest_contradicted, "AGAINST", 1e-4, 1, "share of the surest pairs labelled otherwise, lower bound"),
+    Dial(tokens.cut_away, "CUT", 1e-4, 1, "share of answers that lose their end, lower bound"),
+    Dial(tokens.same_rows, "RARE", 1e-4, 1, "share of pairs with equal tokens, lower bound"),
+    Dial(tokens.does_not_end, "ENDS", 1e-6, 1, "probability of the end where it belongs, upper bound", above=False),
+    # machine
+    Dial(machine.imitated, "SLOWER", 0.1, 1e5, "time of a product in the format in use over that in fp32"),
+    # sft
+    Dial(sft.loss_blow_up, "WORSE", 0.01, 1e4, "late training loss over that of the start, lower bound"),
+    Dial(sft.overfitting, "RISE", 1e-4, 100, "rise of the validation loss over its lowest"),
+    # reward
+    Dial(reward.against_margin, "FEW_TIES", 1e-4, 1, "share of ties, lower bound"),
+    Dial(reward.fluctuating, "VISIBLE", 1e-3, 1, "deviation of the validation accuracy between evaluations"),
+    Dial(reward.constant_scores, "CONSTANT", 1e-9, 1e3, "standard deviation of scores or gaps", above=False),
+    Dial(reward.score_drift, "DRIFT", 1e-3, 1e5, "mean score in standard deviations"),
+    Dial(reward.length_bias, "TASTE", 1e-4, 1, "more of the longer than people prefer, lower bound"),
+    Dial(probes.scored_twice, "SCORE_TOLERANCE", 1e-9, 1e3, "difference of two scorings, in deviations"),
+    Dial(probes.padded_and_alone, "SCORE_TOLERANCE", 1e-9, 1e3, "change of a score by padding, in deviations"),
+    Dial(probes.reloaded, "ROUNDED", 1e-6, 1e6, "change of a score by a reload, in thousandths of the deviation"),
+    Dial(probes.scores_of_a_pair, "CONSTANT", 1e-9, 1e3, "largest gap of a pair", above=False),
+    Dial(probes.by_heart, "LEARNT", 1, 33, "pairs of 32 learnt by heart", above=False),
+    Dial(probes.labels_by_lot, "SURE", 1e-12, 0.05, "p of the lots known of held-out pairs", above=False),
+    # policy
+    Dial(policy.negative_kl, "SIGNIFICANT", 1e-300, 1, "p of the most negative stretch", above=False),
+    Dial(policy.kl_before_training, "START_KL", 1e-9, 1e3, "KL per token before the first step"),
+    Dial(policy.ratio_not_one, "FIRST_RATIO", 1e-9, 1e3, "median ratio error at an iteration's first step"),
+    Dial(policy.kl_blow_up, "KL_OVER_TARGET", 1e-3, 1e4, "late KL over its target, lower bound"),
+    Dial(policy.kl_blow_up, "SURPRISE", 0.1, 1e3, "late surprise of the reference over its own, lower bound"),
+    Dial(policy.ratio_spikes, "CLIPPED", 1e-4, 1, "share of clipped tokens, again and again"),
+    Dial(policy.ratio_spikes, "DRIFT", 1e-6, 1e4, "KL(old‖new) per token within one batch"),
+    Dial(policy.repeats, "LOOPS", 1e-4, 1, "late share of repeated 4-grams, lower bound"),
+    Dial(policy.never_stops, "HALF", 1e-4, 1, "late share of answers cut off, lower bound"),
+    Dial(policy.empty_answers, "EMPTY", 1e-4, 1, "late share of empty answers, lower bound"),
+    Dial(policy.empty_answers, "SHRUNK", 1e-3, 10, "late length over that of the start, upper bound", above=False),
+    Dial(policy.entropy_out_of_bounds, "EXPLODED", 0.1, 100, "late entropy over that of the start, lower bound"),
+    Dial(policy.entropy_out_of_bounds, "COLLAPSED", 1e-4, 1, "the same, upper bound, no reward gained", above=False),
+    Dial(policy.groups_without_signal, "HALF", 1e-4, 1, "share of groups without spread, lower bound"),
+    Dial(probes.mask_ignored, "TOKEN_TOLERANCE", 1e-9, 1e3, "change of a token's log-probability by pads, nats"),
+    Dial(
+        probes.kl_before_training, "TOKEN_TOLERANCE", 1e-9, 1e3, "policy from reference before training, nats a token"
+    ),
+    Dial(probes.sampler_differs, "SAMPLER_KL", 1e-16, 1e3, "KL(sampler‖trainer), nats a token"),
+    Dial(probes.tokenizer_mismatch, "UNTRAINED", 1e-6, 1, "smallest embedding over the median one", above=False),
+    Dial(probes.tokenizer_mismatch, "OUTLIER", 1, 1e4, "largest embedding over the median one"),
+    # direct
+    Dial(direct.stuck, "NOTHING", 1e-12, 1e3, "margin in the second half", above=False),
+    Dial(direct.saturated_early, "EASY", 0.3, 1, "accuracy after a tenth of the data"),
+    Dial(direct.length_growth, "LONGER", 0.1, 100, "length over that before, lower bound"),
+    Dial(direct.chosen_falls, "SPOILED", 1e-4, 1, "rise of repetition or of endless answers"),
+    Dial(direct.chosen_falls, "SHRUNK", 0.05, 10, "length over that before, upper bound", above=False),
+    Dial(probes.wrong_reference, "TOKEN_TOLERANCE", 1e-9, 1e3, "reference from the SFT model, nats a token"),
+    # steps
+    Dial(probes.accumulation_bias, "SPLIT_TOLERANCE", 1e-9, 1e3, "difference of two splits' gradients over their norm"),
+)

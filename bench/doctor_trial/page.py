@@ -1,0 +1,227 @@
+"""docs/results/doctor.md and doctor.json, of the records of a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from bench import common
+from bench.doctor_trial.case import Record
+from bench.doctor_trial.dials import DIALS, Dial, detector_name
+
+from assay.doctor.detector import DETECTORS, modes
+from assay.doctor.finding import Mode
+from assay.statistics import wilson
+
+NEEDED_FIRST, NEEDED_BOTH, MOST_AMBER = 48, 8, 1
+"""Of 50 modes, of 10 pairs, of 20 healthy runs."""
+RUNS = 20
+CATALOGUE = 50
+"""Modes up to this number are the catalogue's; those beyond it were met on the way."""
+
+METHOD = """
+A mode counts as named first when every injection of it, with every seed, is: the first finding of the diagnosis has
+that mode. Injections are real runs of the stages, real files through the loader, and real models under the probes, of a
+toy task that takes seconds; nothing is a made-up log. Each is examined by all detectors. A seed changes data, initial
+heads, batches and samples. Healthy runs come from the same toy with models of four sizes, and from the embedded world
+through `assay run` (bench/doctor_trial/healthy.yaml).
+"""
+DETECTED = """
+A detector is a function. *Detected* is the share of injections of its modes, among those it was given evidence of, in
+which it found one of them; *false alarms* the share of healthy runs that it could read and found something in. In
+brackets are 95 % intervals (Wilson). The injections of one fault with several seeds resemble each other, so that the
+intervals are those of this trial's faults, not of all that may happen.
+"""
+LIMITS = """
+Where a run stands is found by turning the threshold, all else being equal, until the detector's answer changes. *Worst
+healthy* is the healthy run nearest to a finding; *mildest faulty* the injection of the detector's own mode nearest to
+silence, of those it is found in. Between the two lies the room that the threshold has. A dash means that no value of it
+makes such runs a finding, as other conditions hold them back, or that there are none.
+"""
+
+
+def text(facts: Mapping[str, Any], records: Sequence[Record]) -> str:
+    return "".join(
+        [
+            "# The doctor on trial\n\n",
+            common.origin_text(facts),
+            f"{facts['processor_minutes']:g} minutes of one core in all.\n",
+            METHOD,
+            "\n## What it must show\n\n",
+            verdict(records),
+            "\n## Fifty modes, one at a time\n\n",
+            common.table(
+                ["", "mode", "injected", "named first", "same family", "named beside it"], list(fault_rows(records))
+            ),
+            "\n## Two at once\n\n",
+            common.table(["modes", "injected", "named as causes", "both"], list(pair_rows(records))),
+            "\n## Healthy runs\n\n",
+            common.table(["task", "seed", "run", "learnt", "findings"], list(healthy_rows(records))),
+            "\n## Every detector\n",
+            DETECTED,
+            "\n",
+            common.table(["detector", "modes", "detected", "false alarms"], list(detector_rows(records))),
+            "\n## Every threshold\n",
+            LIMITS,
+            "\n",
+            common.table(
+                ["detector", "what is compared", "a finding", "worst healthy", "mildest faulty"],
+                list(dial_rows(records)),
+            ),
+        ]
+    )
+
+
+def numbers(facts: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    """The same, for programs."""
+    return {
+        "origin": dict(facts),
+        "must_show": {name: value for name, (value, _) in shown(records).items()},
+        "records": [record.to_json() for record in sorted(records, key=lambda r: (r.group, r.name, r.seed, r.run))],
+    }
+
+
+def line(record: Record) -> str:
+    """One record, as progress."""
+    found = ", ".join(f"{finding.mode} ({finding.severity})" for finding in record.findings) or "nothing"
+    where = " ".join(part for part in (record.group, record.name, f"seed {record.seed}", record.run) if part)
+    return f"{'ok ' if right(record) else 'BAD'} {record.seconds:5.1f} s  {where}: {found}"
+
+
+def right(record: Record) -> bool:
+    """Whether the doctor said what it should."""
+    if record.group == "fault":
+        return first(record)
+    return not record.findings if record.group == "healthy" else set(record.modes) <= set(record.causes)
+
+
+def first(record: Record) -> bool:
+    return bool(record.findings) and record.findings[0].mode == record.modes[0]
+
+
+def family(record: Record) -> bool:
+    """Whether anything of the right kind is found."""
+    known = {mode.name: mode.family for mode in modes()}
+    return any(finding.family == known[record.modes[0]] for finding in record.findings)
+
+
+def of(records: Iterable[Record], group: str) -> list[Record]:
+    return [record for record in records if record.group == group]
+
+
+def by_mode(records: Sequence[Record]) -> dict[Mode, list[Record]]:
+    """Injections of every mode of the catalogue, and of those beyond it that have one."""
+    faults = of(records, "fault")
+    found = {mode: [record for record in faults if mode.name in record.modes] for mode in modes()}
+    return {mode: injected for mode, injected in found.items() if injected or mode.number <= CATALOGUE}
+
+
+def shown(records: Sequence[Record]) -> dict[str, tuple[int, bool]]:
+    """What the trial must show → what it came to, and whether that is enough."""
+    healthy = of(records, "healthy")
+    faults = {mode: injected for mode, injected in by_mode(records).items() if mode.number <= CATALOGUE}
+    named = sum(bool(found) and all(map(first, found)) for found in faults.values())
+    near = sum(bool(found) and all(map(family, found)) for found in faults.values())
+    reds = sum(any(f.severity == "red" for f in r.findings) for r in healthy)
+    ambers = sum(any(f.severity == "amber" for f in r.findings) for r in healthy)
+    both = sum(map(right, of(records, "pair")))
+    return {
+        f"modes named first, of {len(faults)} (at least {NEEDED_FIRST})": (named, named >= NEEDED_FIRST),
+        f"modes with a finding of the same family, of {len(faults)} (all)": (near, near == len(faults)),
+        f"healthy runs, at least {RUNS}": (len(healthy), len(healthy) >= RUNS),
+        "red in healthy runs (none)": (reds, reds == 0),
+        f"amber in healthy runs (at most {MOST_AMBER} in {RUNS})": (ambers, ambers * RUNS <= MOST_AMBER * len(healthy)),
+        f"pairs with both causes named, of {len(of(records, 'pair'))} (at least {NEEDED_BOTH})": (
+            both,
+            both >= NEEDED_BOTH,
+        ),
+    }
+
+
+def verdict(records: Sequence[Record]) -> str:
+    rows = [[what, f"{value}", "met" if met else "**missed**"] for what, (value, met) in shown(records).items()]
+    faults = of(records, "fault")
+    alone = wilson(sum(map(first, faults)), len(faults))
+    return common.table(["", "", ""], rows) + (
+        f"\nOf {len(faults)} injections, {len({r.name for r in faults})} faults with each seed, "
+        f"{rate(sum(map(first, faults)), len(faults))} are named first.\n"
+        if alone.low is not None
+        else ""
+    )
+
+
+def rate(count: int, of_all: int) -> str:
+    """A share with its interval."""
+    if not of_all:
+        return "–"
+    seen = wilson(count, of_all)
+    return f"{count} of {of_all}: {common.interval(seen.named('share'), 'share')}"
+
+
+def fault_rows(records: Sequence[Record]) -> Iterator[list[str]]:
+    for mode, found in by_mode(records).items():
+        for name in dict.fromkeys(record.name for record in sorted(found, key=lambda r: r.name)):
+            these = [record for record in found if record.name == name]
+            beside = {f.mode for record in these for f in record.findings} - {mode.name}
+            yield [
+                str(mode.number),
+                f"[{mode.name}](../doctor/{mode.name}.md)",
+                these[0].what,
+                f"{sum(map(first, these))} of {len(these)}",
+                f"{sum(map(family, these))} of {len(these)}",
+                ", ".join(sorted(beside)) or "–",
+            ]
+
+
+def pair_rows(records: Sequence[Record]) -> Iterator[list[str]]:
+    for record in sorted(of(records, "pair"), key=lambda r: r.name):
+        both = "yes" if right(record) else "**no**"
+        yield [", ".join(record.modes), record.what, ", ".join(record.causes) or "–", both]
+
+
+def healthy_rows(records: Sequence[Record]) -> Iterator[list[str]]:
+    for record in sorted(of(records, "healthy"), key=lambda r: (r.name, r.seed)):
+        found = "; ".join(f"{f.mode} ({f.severity}): {f.evidence}" for f in record.findings)
+        yield [record.what, str(record.seed), record.run, record.learnt, found or "–"]
+
+
+def detector_rows(records: Sequence[Record]) -> Iterator[list[str]]:
+    faults, healthy = of(records, "fault"), of(records, "healthy")
+    for detector in DETECTORS:
+        name, own = detector_name(detector), {mode.name for mode in detector.modes}
+        asked = answers(name, [record for record in faults if own & set(record.modes)])
+        quiet = answers(name, healthy)
+        yield [
+            name,
+            ", ".join(mode.name for mode in detector.modes),
+            rate(asked.count("found"), len(asked)),
+            rate(quiet.count("found"), len(quiet)),
+        ]
+
+
+def answers(detector: str, records: Sequence[Record]) -> list[str]:
+    """What it said wherever it could say anything."""
+    return [said for r in records if (said := r.answers.get(detector, "unchecked")) != "unchecked"]
+
+
+def dial_rows(records: Sequence[Record]) -> Iterator[list[str]]:
+    for dial in DIALS:
+        own = {mode.name for mode in dial.detector.modes}
+        healthy = known(dial, of(records, "healthy"))
+        faulty = [
+            value
+            for value in known(dial, [r for r in of(records, "fault") if own & set(r.modes)])
+            if (value > dial.limit) == dial.above
+        ]
+        worst, mildest = (max, min) if dial.above else (min, max)
+        yield [
+            detector_name(dial.detector),
+            dial.what,
+            f"{'above' if dial.above else 'below'} {dial.limit:.3g}",
+            f"{worst(healthy):.2g}" if healthy else "–",
+            f"{mildest(faulty):.2g}" if faulty else "–",
+        ]
+
+
+def known(dial: Dial, records: Sequence[Record]) -> list[float]:
+    return [value for record in records if (value := record.standings.get(dial.key)) is not None]

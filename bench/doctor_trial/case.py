@@ -12,6 +12,7 @@ from typing import Any, Literal
 from bench.doctor_trial.dials import detector_name, standings
 from bench.doctor_trial.fault import seeded
 
+import assay.doctor.examination  # noqa: F401  # pyright: ignore[reportUnusedImport]  (enters every detector)
 from assay.doctor.detector import DETECTORS, Evidence, examine
 from assay.doctor.finding import Diagnosis, diagnosis
 from assay.doctor.log import Log

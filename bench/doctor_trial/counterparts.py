@@ -12,14 +12,13 @@ from pathlib import Path
 
 import torch
 from bench.doctor_trial import faults_data, faults_models, faults_policy
-from bench.doctor_trial.drawing import (
-    Given,
-)
+from bench.doctor_trial.drawing import Given
 from bench.doctor_trial.fault import Fault
 from tests.unit.stages.toy import COLOURS, Memory, toy_data
 
 from assay.data.pack import TokenBatch
 from assay.data.render import Renderer
+from assay.doctor.detector import Evidence
 from assay.doctor.machine import Machine, Settings
 from assay.doctor.probes import RewardProbe
 from assay.doctor.tokens import Tokens
@@ -152,4 +151,7 @@ def kept_its_place(folder: Path) -> Given:
 
 
 def all_that_stand_still(folder: Path) -> Given:
-    return [one for fault in faults_of("nothing-moves") for one in evidence(fault.evidence)]
+    found: list[Evidence] = []
+    for fault in faults_of("nothing-moves"):
+        found += evidence(fault.evidence)
+    return found

@@ -16,7 +16,6 @@ from unittest.mock import patch
 from assay.doctor import (
     data,
     direct,
-    examination,  # noqa: F401  (enters every detector)
     labels,
     machine,
     policy,

@@ -243,8 +243,9 @@ def sft_on(name: str, rows: Callable[[list[Row]], list[Row]]) -> Path:
     def train(policy: Policy, given: Iterable[Row], *more: Any) -> dict[str, Any]:
         return train_causal(policy, rows(list(given)), *more)
 
+    folder = models() / name  # whose models are made before anything is patched
     with patch.object(sft, "train_causal", train):
-        return train_sft(models() / name)
+        return train_sft(folder)
 
 
 def sft_without_end() -> Path:

@@ -161,6 +161,7 @@ stages:
 """
 
 
+@pytest.mark.slow
 def test_what_is_advised_for_every_stage_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit below what most stages would take: one refusal names them all, and its advice makes all of them fit."""
     file = tmp_path / "r.yaml"

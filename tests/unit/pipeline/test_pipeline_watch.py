@@ -171,7 +171,9 @@ def test_what_three_corrections_do_not_mend_is_stopped(recipe: Path) -> None:
     assert [action for action, _ in actions(partial(recipe)) if action != "said"] == ["corrected"] * 3 + ["stopped"]
 
 
-@pytest.mark.parametrize("killed_at", [4, 21, 30])
+@pytest.mark.parametrize(
+    "killed_at", [pytest.param(4, marks=pytest.mark.slow), 21, pytest.param(30, marks=pytest.mark.slow)]
+)
 def test_a_corrected_run_that_was_killed_ends_as_if_it_had_not_been(recipe: Path, killed_at: int) -> None:
     class Killed(Exception):  # noqa: N818
         pass

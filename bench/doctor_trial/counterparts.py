@@ -147,7 +147,7 @@ def with_truth(folder: Path) -> Given:
 
 
 def kept_its_place(folder: Path) -> Given:
-    return [faults_data.resumed(folder, lost=False)]
+    return faults_data.resumed(folder, lost=False)
 
 
 def all_that_stand_still(folder: Path) -> Given:

@@ -19,8 +19,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812  (the name everyone uses)
 
-WIDE = 2**19
-"""Numbers in a weight below which what oneDNN prepares, and keeps, for every shape costs more than it saves."""
+WIDE = 256
+"""Inputs or outputs of a layer below which what oneDNN prepares and keeps for every shape costs more than it saves."""
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -67,7 +67,7 @@ def _by_onednn(x: Tensor, weight_OI: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == weight_OI.dtype == torch.float32
-        and weight_OI.numel() >= WIDE
+        and min(weight_OI.shape) >= WIDE
         and onednn_is_faster()
         and not torch.is_autocast_enabled("cpu")
     )

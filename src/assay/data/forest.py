@@ -23,7 +23,7 @@ from torch import Tensor
 from assay.data.render import Row
 
 STEP = 32
-"""A long line has a multiple of this many tokens: sizes that come again are memory that is used again."""
+"""Tokens between the sizes of long lines: sizes that come again are memory and prepared products used again."""
 BLOCK = 128
 """Tokens of a block, unless a row has more: large products are quick, small ones compute less in vain."""
 
@@ -52,7 +52,7 @@ class Forest:
     """The place in the flattened lines of each token of the batch; 0 on pads."""
 
     @classmethod
-    def of(cls, rows: Sequence[Row], *, width: int | None) -> Forest:
+    def of(cls, rows: Sequence[Row], *, width: int | None, step: int = STEP) -> Forest:
         """Lines of at most `width` tokens, or of the longest row's; a tree that is too wide is cut between branches.
 
         With `width=None` they are made for attention by blocks: one line of everything, with few pads at its end; or,
@@ -72,7 +72,7 @@ class Forest:
             lines = fitted([size for size, _ in trees], max(size for size, _ in trees))
         tokens = max(sum(trees[t][0] for t in line) for line in lines)
         if width is None and tokens > BLOCK:
-            tokens = -(-tokens // STEP) * STEP
+            tokens = recurring(tokens, step)
         shape = (len(lines), tokens)
         sources, numbers, branches = np.zeros((3, *shape), dtype=np.int64)
         places = np.zeros((len(rows), longest), dtype=np.int64)
@@ -131,6 +131,13 @@ def bias_of(trees_LW: Tensor, branches_LW: Tensor, own: slice, prompt: slice | N
     if prompt is not None:
         seen = torch.cat([attends(*mine, trees_LW[:, prompt], branches_LW[:, prompt]), seen], 2)
     return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+def recurring(size: int, step: int) -> int:
+    """The next multiple of `step`, a power of two; of a smaller one where that might be over an eighth more."""
+    while step > 1 and step * 8 > size:
+        step //= 2
+    return -(-size // step) * step
 
 
 def cells(lines: Sequence[Sequence[int]], sizes: Sequence[int]) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from assay.data.forest import Forest
+from assay.data.forest import STEP, Forest, recurring
 from assay.data.pack import TokenBatch, collate, parts
 from assay.data.render import Row
 from assay.models import tree_attention
@@ -76,7 +76,8 @@ class Backbone:
         """The batch as trees; None where this model, with rows as long as these, would not read them exactly."""
         if batch.rows is None or max(len(row.ids) for row in batch.rows) > self.window or not self.shares_prompts:
             return None
-        return Forest.of(batch.rows, width=None if self.by_blocks else min(self.width, self.window)).to(self.device)
+        width = None if self.by_blocks else min(self.width, self.window)
+        return Forest.of(batch.rows, width=width, step=self.step).to(self.device)
 
     def hidden(self, batch: TokenBatch, adapter: str | None = None, **more: Any) -> Tensor:
         """Last hidden states [B, T, D] of a padded batch, with one adapter or none; `more` is for `forward`."""
@@ -127,6 +128,11 @@ class Backbone:
     def budget(self) -> int:
         """Tokens that go through the model together: enough to keep the machine busy, and little enough to be light."""
         return 2**24 // self.width if torch.device(self.device).type == "cuda" else max(1024, 2**20 // self.width)
+
+    @property
+    def step(self) -> int:
+        """Tokens between the sizes of long lines: what is prepared for each is dear where the work itself is little."""
+        return max(STEP, 2 ** (self.budget // 32).bit_length() // 2)
 
     def parts(self, examples: Sequence[Sequence[Row]], most: int | None = None) -> list[list[int]]:
         """Numbers of the examples of each forward pass (data/pack.py)."""
@@ -229,8 +235,15 @@ class Backbone:
 
         `read`: places of the flattened states; what stands elsewhere is of no use then.
         """
-        part = read.unique() if read is not None and self.reads_in_part else None
+        part = self.part(read, input_ids.numel()) if read is not None and self.reads_in_part else None
         return self._forward(input_ids, position_ids, adapter, part, **inputs)
+
+    def part(self, read_N: Tensor, tokens: int) -> Tensor:
+        """Places that are read, each once, and others of the `tokens`, so that there are as many as often."""
+        places_M = read_N.unique()
+        more = min(recurring(len(places_M), self.step), tokens) - len(places_M)
+        others = torch.ones(tokens, dtype=torch.bool).index_fill_(0, places_M, False)
+        return torch.cat([places_M, others.nonzero()[:more, 0]])
 
     def _forward(
         self, input_ids: Tensor, position_ids: Tensor, adapter: str | None, part: Tensor | None, **inputs: Any

@@ -171,14 +171,15 @@ class Model:
     def held(self, task: Pass, like: Backbone) -> int:
         """Most bytes on top of the weights while a micro-batch, laid out by `like`, goes through this model."""
         inputs, read_N = laid_out(like, task)
-        part = read_N.unique() if like.reads_in_part and not self.gradient_checkpointing else None
+        in_part = like.reads_in_part and not self.gradient_checkpointing
+        part = like.part(read_N, inputs["input_ids"].numel()) if in_part else None
         backbone, trained = self.rehearsed
         mlp = last_mlp(backbone.trunk)
         with self._stage, LiveBytes(self.heap if task.learns else 1.0) as live:
             for parameter in trained.values():
                 parameter.grad = torch.empty_like(parameter) if task.again else None
-            in_part = contextlib.nullcontext() if part is None or mlp is None else only_at(mlp, part)
-            with torch.set_grad_enabled(task.learns), in_part:
+            fewer = contextlib.nullcontext() if part is None or mlp is None else only_at(mlp, part)
+            with torch.set_grad_enabled(task.learns), fewer:
                 states_ND = backbone.forward(adapter=adapter_of(backbone), **inputs).flatten(0, 1)
                 finish(states_ND.index_select(0, read_N), backbone, task)
             return live.most

@@ -88,7 +88,7 @@ class Rates:
 
         @torch.inference_mode()
         def prepared(backbone: Backbone, _: dict[str, Tensor]) -> Callable[[], None]:
-            cache = SlotCache.empty(backbone.model.config.num_hidden_layers, columns + 1)
+            cache = SlotCache(backbone.model.config.num_hidden_layers, rows, columns + 1)
             more: dict[str, Any] = {"adapter": adapter_of(backbone), "past_key_values": cache, "use_cache": True}
             backbone.forward(ids, position_ids=ids, attention_mask=mask[:, :columns], **more)
             more["attention_mask"], weight = mask, head_weight(backbone).float()

@@ -14,26 +14,34 @@ from assay.errors import ModelError
 
 
 class SlotLayer(CacheLayerMixin):
-    """Keys and values of one block, [B, heads, capacity, width]; columns before `length` are filled.
+    """Keys and values of one block, [B, heads, capacity, width], of which the rows in use are seen.
 
-    Sliding-window models keep all columns too, and mask those outside the window.
+    Columns before `length` are filled. Sliding-window models keep all columns too, and mask those outside the window.
     """
 
     is_sliding = False
     keys: Tensor
     values: Tensor
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, rows: int, capacity: int) -> None:
         super().__init__()
+        self.rows = rows
         self.capacity = capacity
         self.length = 0
+        self._held: dict[str, Tensor] = {}
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         def room(states: Tensor) -> Tensor:
-            return states.new_empty(*states.shape[:2], self.capacity, states.shape[3])
+            # Zeros, not whatever memory holds: a masked NaN is still a NaN after softmax's weight of zero.
+            return states.new_zeros(self.rows, states.shape[1], self.capacity, states.shape[3])
 
-        self.keys, self.values = room(key_states), room(value_states)
+        self._held = {"keys": room(key_states), "values": room(value_states)}
         self.is_initialized = True
+        self.use(self.rows)
+
+    def use(self, rows: int) -> None:
+        """See the first `rows`."""
+        self.keys, self.values = self._held["keys"][:rows], self._held["values"][:rows]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -52,79 +60,100 @@ class SlotLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self.capacity
 
-    def rebuilt(self, rows: Tensor, columns: int, others: SlotLayer | None, *, room: int) -> SlotLayer:
-        """Some rows with their last `columns` columns, then all rows of `others`, and `room` free columns."""
-        width = max(columns, others.length if others else 0)
-        new = SlotLayer(width + room)
-        new.length, new.is_initialized = width, True
-        count = len(rows) + (others.keys.shape[0] if others else 0)
+    def take(self, lines: LineLayer, places_BW: Tensor) -> None:
+        """New rows below those in use: their last W columns are the tokens at `places_BW` of the flattened lines."""
+        if not self.is_initialized:
+            self.lazy_initialization(lines.keys, lines.values)
+            self.use(0)
+        first, (count, width) = self.keys.shape[0], places_BW.shape
+        self.use(first + count)
         for name in ("keys", "values"):
-            old: Tensor = getattr(self, name)
-            # Zeros, not whatever memory holds: a masked NaN is still a NaN after softmax's weight of zero.
-            joined = old.new_zeros(count, old.shape[1], width + room, old.shape[3])
-            kept = old[:, :, self.length - columns : self.length]
-            joined[: len(rows), :, width - columns : width] = kept.index_select(0, rows)
-            if others:
-                joined[len(rows) :, :, width - others.length : width] = getattr(others, name)[:, :, : others.length]
-            setattr(new, name, joined)
-        return new
+            tokens = getattr(lines, name).transpose(1, 2).flatten(0, 1).index_select(0, places_BW.flatten())
+            taken = tokens.view(count, width, *tokens.shape[1:]).transpose(1, 2)
+            getattr(self, name)[first:, :, self.length - width : self.length] = taken
 
     def compact(self, sources: Tensor, targets: Tensor, rows: int) -> None:
-        """Copy rows into the places of others, and keep the first `rows`: no memory is asked for, and little moves."""
-        for name in ("keys", "values"):
-            held: Tensor = getattr(self, name)
+        """Copy rows into the places of others, and see the first `rows`."""
+        for held in (self.keys, self.values):
             held[targets, :, : self.length] = held[sources, :, : self.length]
-            setattr(self, name, held[:rows])
+        self.use(rows)
 
-    def take(self, lines: SlotLayer, places_BW: Tensor, first: int, rows: int) -> None:
-        """Rows from `first` on, of `rows` in all: column w is the token at `places_BW[b, w]` of the flattened lines."""
-        count, self.length = places_BW.shape
-        for name in ("keys", "values"):
-            read: Tensor = getattr(lines, name)
-            if not self.is_initialized:
-                setattr(self, name, read.new_zeros(rows, read.shape[1], self.capacity, read.shape[3]))
-            tokens = read.transpose(1, 2).flatten(0, 1).index_select(0, places_BW.flatten())
-            taken = tokens.view(count, self.length, *tokens.shape[1:]).transpose(1, 2)
-            getattr(self, name)[first : first + count, :, : self.length] = taken
-        self.is_initialized = True
+    def align(self, columns: int, length: int) -> None:
+        """Let the rows, of which the last `columns` are needed, end at column `length`."""
+        if columns:
+            for held in (self.keys, self.values):
+                held[:, :, length - columns : length] = held[:, :, self.length - columns : self.length].clone()
+        self.length = length
+
+
+class LineLayer(CacheLayerMixin):
+    """Keys and values of one block as a forward pass over prompts made them, [L, heads, W, width]."""
+
+    is_sliding = False
+    keys: Tensor
+    values: Tensor
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys, self.values, self.is_initialized = key_states, value_states, True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.lazy_initialization(key_states, value_states)
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class LineCache(Cache):
+    """One `LineLayer` a block."""
+
+    layers: list[LineLayer]
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__(layers=[LineLayer() for _ in range(blocks)])
 
 
 class SlotCache(Cache):
-    """One `SlotLayer` a block."""
+    """One `SlotLayer` a block: room for `rows` of `capacity` columns; their memory is asked for once."""
 
     layers: list[SlotLayer]
 
-    def __init__(self, layers: list[SlotLayer]) -> None:
+    def __init__(self, blocks: int, rows: int, capacity: int) -> None:
+        layers = [SlotLayer(rows, capacity) for _ in range(blocks)]
         super().__init__(layers=layers)  # pyright: ignore[reportArgumentType]
-
-    @classmethod
-    def empty(cls, blocks: int, capacity: int) -> SlotCache:
-        """Room for `capacity` columns; rows are those of the first forward pass."""
-        return cls([SlotLayer(capacity) for _ in range(blocks)])
+        self.capacity = capacity
 
     @property
     def length(self) -> int:
         """Columns filled."""
         return self.layers[0].length
 
+    @property
+    def full(self) -> bool:
+        """Whether no column is left for the next token."""
+        return self.length == self.capacity
+
+    def take(self, lines: LineCache, places_BW: Tensor) -> None:
+        """See `SlotLayer.take`; block by block, and nothing of `lines` is left."""
+        for place, layer in enumerate(self.layers):
+            layer.take(lines.layers[place], places_BW)
+            lines.layers[place] = LineLayer()
+
     def compact(self, sources: Tensor, targets: Tensor, rows: int) -> None:
         """See `SlotLayer.compact`."""
         for layer in self.layers:
             layer.compact(sources, targets, rows)
 
-    def take(self, lines: SlotCache, places_BW: Tensor, first: int, rows: int) -> None:
-        """See `SlotLayer.take`; block by block, and nothing of `lines` is left."""
-        for place, layer in enumerate(self.layers):
-            layer.take(lines.layers[place], places_BW, first, rows)
-            lines.layers[place] = SlotLayer(0)
-
-    def rebuild(self, rows: Tensor, columns: int, others: SlotCache | None, *, room: int) -> None:
-        """See `SlotLayer.rebuilt`; block by block as well, and nothing of `others` is left."""
-        for place, layer in enumerate(self.layers):
-            theirs = others.layers[place] if others else None
-            self.layers[place] = layer.rebuilt(rows, columns, theirs, room=room)
-            if others:
-                others.layers[place] = SlotLayer(0)
+    def align(self, columns: int, length: int) -> None:
+        """See `SlotLayer.align`."""
+        for layer in self.layers:
+            layer.align(columns, length)
 
 
 def check_cacheable(model: PreTrainedModel) -> None:
@@ -138,7 +167,10 @@ def check_cacheable(model: PreTrainedModel) -> None:
         )
 
 
-def seen_columns(spans: list[int], width: int, room: int, device: str | torch.device) -> Tensor:
-    """Attention mask [B, width + room] of right-aligned rows with `spans` filled columns each, and columns to come."""
-    columns = torch.arange(width + room, device=device)
+def seen_columns(spans: list[int], width: int, capacity: int, device: str | torch.device) -> Tensor:
+    """Attention mask [B, capacity] of rows that end at column `width` with `spans` filled columns each.
+
+    Columns after `width` are seen as well: tokens to come.
+    """
+    columns = torch.arange(capacity, device=device)
     return columns >= width - torch.tensor(spans, device=device)[:, None]

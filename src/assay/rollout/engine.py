@@ -2,8 +2,8 @@
 
 Prompts are read as trees: each once, however many answers it is to have, and none padded to the longest. Each step
 runs the trunk on one token a row and the head on one state a row. Ended rows make way: the last rows take their places,
-and once a quarter of the batch is free, waiting prompts are admitted. A sample's tokens depend on its prompt and its
-seed, not on who shares its batch.
+and once a quarter of the batch is free, waiting prompts are read into the rest of the cache. A sample's tokens depend
+on its prompt and its seed, not on who shares its batch.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from assay.errors import NotFiniteError, UsageError
 from assay.models.int8 import Int8Linear, fits, in_int8
 from assay.models.policy import Policy
 from assay.models.tree_attention import stretches_of
-from assay.rollout.cache import SlotCache, check_cacheable, seen_columns
+from assay.rollout.cache import LineCache, SlotCache, check_cacheable, seen_columns
 from assay.rollout.config import SamplingParams, Weights
 from assay.rollout.sampler import Generation, NgramBlock, draw, penalise, uniforms
 from assay.rollout.stops import StopStrings
 from assay.types import FinishReason, Prompt
 
 REFILL_BELOW = 0.75
-"""Prompts are admitted once fewer than this share of the batch is alive, so that the cache is seldom copied."""
+"""Prompts are admitted once fewer than this share of the batch is alive, so that many are read together."""
 COMPACT_BELOW = 0.9
 """Ended rows make way once fewer than this share of them is alive."""
 
@@ -88,38 +88,43 @@ class Slots:
         order = list(range(count))
         for place, row in zip(free, moved, strict=True):
             order[place] = row
-        device = self.tokens.device
-        sources, targets = (torch.tensor(rows, dtype=torch.long, device=device) for rows in (moved, free))
+        index, sources, targets = (
+            torch.tensor(rows, dtype=torch.long, device=self.tokens.device) for rows in (order, moved, free)
+        )
         self.cache.compact(sources, targets, count)
-        return self._of(order, self.mask[torch.tensor(order, device=device)])
+        return Slots(
+            [self.samples[row] for row in order],
+            self.cache,
+            self.mask[index],
+            self.tokens[index],
+            self.positions[index],
+            self.drawn[index],
+            self.uniform[index],
+            None if self.seen is None else self.seen[index],
+        )
 
-    def exchanged(self, new: Slots | None, params: SamplingParams) -> Slots:
-        """Without the rows that have ended and the columns that nobody needs, and with the rows of `new`."""
-        rows, device = self.alive, self.tokens.device
-        columns = max(self.samples[row].span for row in rows)
-        index = torch.tensor(rows, device=device)
-        self.cache.rebuild(index, columns, new.cache if new else None, room=params.max_new_tokens)
-        spans = [sample.span for sample in ([self.samples[row] for row in rows] + (new.samples if new else []))]
-        mask = seen_columns(spans, self.cache.length, params.max_new_tokens, device)
-        return self._of(rows, mask, new)
+    def align(self, columns: int) -> None:
+        """End at the first column that leaves room for these rows, and for rows of `columns` columns."""
+        spans = [sample.span for sample in self.samples]
+        kept = max(spans, default=0)
+        self.cache.align(kept, max(kept, columns))
+        self.mask = seen_columns(spans, self.cache.length, self.cache.capacity, self.mask.device)
 
-    def _of(self, rows: list[int], mask: Tensor, new: Slots | None = None) -> Slots:
-        """Some rows, and those of `new`, where the cache has them already."""
-        index = torch.tensor(rows, device=self.tokens.device)
+    def joined(self, new: Slots) -> Slots:
+        """With the rows of `new`, which are in the cache already, and end where these do."""
 
-        def joined(name: str) -> Tensor:
-            mine = getattr(self, name)[index]
-            return torch.cat([mine, getattr(new, name)]) if new else mine
+        def both(name: str) -> Tensor:
+            return torch.cat([getattr(self, name), getattr(new, name)])
 
         return Slots(
-            [self.samples[row] for row in rows] + (new.samples if new else []),
+            self.samples + new.samples,
             self.cache,
-            mask,
-            joined("tokens"),
-            joined("positions"),
-            joined("drawn"),
-            joined("uniform"),
-            None if self.seen is None else joined("seen"),
+            both("mask"),
+            both("tokens"),
+            both("positions"),
+            both("drawn"),
+            both("uniform"),
+            None if self.seen is None else both("seen"),
         )
 
 
@@ -188,59 +193,63 @@ class Engine:
     def _decode(self, samples: Sequence[Sample], params: SamplingParams, head: Head) -> None:
         """Fill in the samples; those with the longest prompts come first, and those of one prompt together."""
         waiting = deque(samples)
-        slots: Slots | None = None
-        while True:
-            alive = len(slots.alive) if slots else 0
-            if slots is None or (waiting and alive < REFILL_BELOW * self.max_batch) or not alive:
-                admitted = [waiting.popleft() for _ in range(min(len(waiting), self.max_batch - alive))]
-                new = self._prefill(admitted, params, head) if admitted else None
-                slots = slots.exchanged(new, params) if slots and alive else new
-                if slots is None:
-                    return
-            elif slots.cache.length >= self.policy.context:  # no row may pass the model's last position
-                slots = slots.exchanged(None, params)
-            elif alive < COMPACT_BELOW * len(slots.samples):
+        columns = max((len(sample.prompt_ids) for sample in samples), default=0) + params.max_new_tokens
+        cache = SlotCache(self.policy.model.config.num_hidden_layers, min(len(samples), self.max_batch), columns)
+        slots = self._slots([], cache, params)
+        while waiting or slots.alive:
+            alive = len(slots.alive)
+            refill = waiting and alive < REFILL_BELOW * self.max_batch
+            if alive < len(slots.samples) and (refill or cache.full or alive < COMPACT_BELOW * len(slots.samples)):
                 slots = slots.compacted()
+            elif refill:
+                if len(waiting[0].prompt_ids) > cache.length:
+                    slots.align(len(waiting[0].prompt_ids))
+                admitted = [waiting.popleft() for _ in range(min(len(waiting), self.max_batch - alive))]
+                slots = slots.joined(self._prefill(admitted, cache, params, head))
+            elif cache.full:
+                slots.align(0)
             else:
                 self._step(slots, params, head)
 
-    def _prefill(self, samples: list[Sample], params: SamplingParams, head: Head) -> Slots:
-        """Read prompts, and draw the first token of each response."""
-        device = self.policy.backbone.device
-        rows = [Row(sample.prompt_ids, len(sample.prompt_ids)) for sample in samples]
-        spans = [len(row.ids) for row in rows]
-        hidden_BD, cache = self._read(rows, params.max_new_tokens)
-        slots = Slots(
-            samples,
-            cache,
-            seen_columns(spans, cache.length, params.max_new_tokens, device),
-            torch.empty(0, device=device),
-            torch.tensor(spans, device=device)[:, None] - 1,
-            torch.zeros(len(samples), 1, dtype=torch.long, device=device),
-            uniforms([sample.seed for sample in samples], params.max_new_tokens).to(device),
-            self._seen(samples) if params.repetition_penalty != 1 else None,
-        )
+    def _prefill(self, samples: list[Sample], cache: SlotCache, params: SamplingParams, head: Head) -> Slots:
+        """Read prompts into the cache, and draw the first token of each response."""
+        hidden_BD = self._read([Row(sample.prompt_ids, len(sample.prompt_ids)) for sample in samples], cache)
+        slots = self._slots(samples, cache, params)
         self._draw(slots, hidden_BD, params, head)
         return slots
 
-    def _read(self, rows: list[Row], room: int) -> tuple[Tensor, SlotCache]:
-        """The prompts' last states [B, D], and their keys and values; a prompt that several rows have is read once.
+    def _slots(self, samples: list[Sample], cache: SlotCache, params: SamplingParams) -> Slots:
+        """Rows that have drawn nothing yet."""
+        device = self.policy.backbone.device
+        spans = [len(sample.prompt_ids) for sample in samples]
+        last = torch.tensor(spans, dtype=torch.long, device=device)[:, None] - 1
+        return Slots(
+            samples,
+            cache,
+            seen_columns(spans, cache.length, cache.capacity, device),
+            tokens=torch.zeros_like(last),
+            positions=last,
+            drawn=torch.zeros_like(last),
+            uniform=uniforms([sample.seed for sample in samples], params.max_new_tokens).to(device),
+            seen=self._seen(samples) if params.repetition_penalty != 1 else None,
+        )
+
+    def _read(self, rows: list[Row], cache: SlotCache) -> Tensor:
+        """The prompts' last states [B, D]; the cache takes their keys and values. What comes again is read once.
 
         They go through the model a part at a time, as rows that are learnt from do.
         """
-        policy, states = self.policy, list[Tensor]()
-        width = max(len(row.ids) for row in rows)
-        cache = SlotCache.empty(policy.model.config.num_hidden_layers, width + room)
-        for part in prompts_at_once(rows, policy.backbone.budget):
+        states = list[Tensor]()
+        for part in prompts_at_once(rows, self.policy.backbone.budget):
             asked = [rows[i] for i in part]
             hidden_BD, lines, places_BT = self._read_part(asked)
-            begins_B = torch.tensor([width - len(row.ids) for row in asked], device=places_BT.device)
-            tokens_BW = torch.arange(width, device=places_BT.device) - begins_B[:, None]  # aligned on the right
-            cache.take(lines, places_BT.gather(1, tokens_BW.clamp(min=0)), part[0], len(rows))
+            ends_B = torch.tensor([len(row.ids) for row in asked], device=places_BT.device)
+            tokens_BT = torch.arange(-places_BT.shape[1], 0, device=places_BT.device) + ends_B[:, None]
+            cache.take(lines, places_BT.gather(1, tokens_BT.clamp(min=0)))  # aligned on the right
             states.append(hidden_BD)
-        return torch.cat(states), cache
+        return torch.cat(states)
 
-    def _read_part(self, rows: Sequence[Row]) -> tuple[Tensor, SlotCache, Tensor]:
+    def _read_part(self, rows: Sequence[Row]) -> tuple[Tensor, LineCache, Tensor]:
         """Last states [B, D], keys and values as the tokens lie in the model, and where each lies there [B, T]."""
         policy, backbone = self.policy, self.policy.backbone
         distinct = {tuple(row.ids): row for row in rows}
@@ -248,8 +257,7 @@ class Engine:
         forest, ids = backbone.forest(batch), batch.input_ids
         places_BT = torch.arange(ids.numel(), device=ids.device).view_as(ids) if forest is None else forest.places_BT
         last_B = places_BT.gather(1, batch.attention_mask.sum(1, keepdim=True) - 1)[:, 0]
-        columns = (ids if forest is None else forest.sources_LW).shape[1]
-        lines = SlotCache.empty(policy.model.config.num_hidden_layers, columns)
+        lines = LineCache(policy.model.config.num_hidden_layers)
         more: dict[str, Any] = {"read": last_B, "past_key_values": lines, "use_cache": True}
         if forest is None:
             hidden_ND = backbone.hidden(batch, policy.adapter, **more).flatten(0, 1)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,8 +59,10 @@ class Sampler(Protocol):
 
 def uniforms(seeds: Sequence[int], tokens: int) -> Tensor:
     """[B, tokens] numbers in [0, 1): one stream a sample, one number a token, whoever else is in the batch."""
-    streams = [rng.numpy_rng(seed, "tokens").random(tokens) for seed in seeds]
-    return torch.stack([torch.from_numpy(stream) for stream in streams])
+    streams = np.empty((len(seeds), tokens))
+    for stream, seed in zip(streams, seeds, strict=True):
+        stream[:] = rng.numpy_rng(seed, "tokens").random(tokens)
+    return torch.from_numpy(streams)
 
 
 def draw(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.data.forest import Forest, fitted
+from assay.data.forest import Forest, fitted, recurring
 from assay.data.pack import collate
 from assay.data.render import Row
 
@@ -67,3 +67,16 @@ def test_a_forest_moves_whole() -> None:
     tensors = (moved.sources_LW, moved.trees_LW, moved.branches_LW, moved.places_BT, moved.mask)
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert all(torch.is_tensor(tensor) for tensor in tensors)
+
+
+@given(size=st.integers(1, 10_000), step=st.sampled_from([32, 64, 256]))
+def test_few_sizes_come_again_and_none_is_over_an_eighth_more(size: int, step: int) -> None:
+    found = recurring(size, step)
+    assert size <= found < size + step
+    assert found - size <= size / 8
+    assert recurring(found, step) == found
+
+
+def test_an_octave_has_eight_sizes_until_they_are_a_step_apart() -> None:
+    assert len({recurring(size, 256) for size in range(1025, 2049)}) == 8
+    assert len({recurring(size, 32) for size in range(1025, 2049)}) == 32

@@ -103,11 +103,10 @@ class Slots:
             None if self.seen is None else self.seen[index],
         )
 
-    def align(self, columns: int) -> None:
-        """End at the first column that leaves room for these rows, and for rows of `columns` columns."""
+    def align(self) -> None:
+        """End at the first column that leaves room for these rows."""
         spans = [sample.span for sample in self.samples]
-        kept = max(spans, default=0)
-        self.cache.align(kept, max(kept, columns))
+        self.cache.align(max(spans), max(spans))
         self.mask = seen_columns(spans, self.cache.length, self.cache.capacity, self.mask.device)
 
     def joined(self, new: Slots) -> Slots:
@@ -193,8 +192,12 @@ class Engine:
     def _decode(self, samples: Sequence[Sample], params: SamplingParams, head: Head) -> None:
         """Fill in the samples; those with the longest prompts come first, and those of one prompt together."""
         waiting = deque(samples)
-        columns = max((len(sample.prompt_ids) for sample in samples), default=0) + params.max_new_tokens
-        cache = SlotCache(self.policy.model.config.num_hidden_layers, min(len(samples), self.max_batch), columns)
+        widest, blocks = (
+            max((len(s.prompt_ids) for s in samples), default=0),
+            self.policy.model.config.num_hidden_layers,
+        )
+        cache = SlotCache(blocks, min(len(samples), self.max_batch), widest + params.max_new_tokens)
+        cache.align(0, widest)
         slots = self._slots([], cache, params)
         while waiting or slots.alive:
             alive = len(slots.alive)
@@ -202,12 +205,10 @@ class Engine:
             if alive < len(slots.samples) and (refill or cache.full or alive < COMPACT_BELOW * len(slots.samples)):
                 slots = slots.compacted()
             elif refill:
-                if len(waiting[0].prompt_ids) > cache.length:
-                    slots.align(len(waiting[0].prompt_ids))
                 admitted = [waiting.popleft() for _ in range(min(len(waiting), self.max_batch - alive))]
                 slots = slots.joined(self._prefill(admitted, cache, params, head))
             elif cache.full:
-                slots.align(0)
+                slots.align()  # no prompt that still waits is longer than those that were admitted
             else:
                 self._step(slots, params, head)
 

@@ -96,16 +96,30 @@ def test_bytes_that_begin_no_character_hide_no_string_and_make_none() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
-def test_little_more_than_the_string_is_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every character is three tokens; a string that ends in white space may be completed by any token."""
+def test_tokens_without_a_text_stand_between_the_parts_of_a_string(kind: str) -> None:
+    words, (*_, silent) = words_of(kind)
+    start, *rest = words("ab a", add_special_tokens=False)["input_ids"]
+    ids = [start, *[silent] * 30, *rest]
+    text = words.decode(ids, clean_up_tokenization_spaces=False)
+    stops = StopStrings(words, [text])
+    assert text == words.decode([start, *rest], clean_up_tokenization_spaces=False)
+    assert stops.end(ids)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+@pytest.mark.parametrize(("letter", "written"), [("€", "âĤ¬"), ("é", "Ã©")])
+def test_little_more_than_the_string_is_decoded(
+    kind: str, letter: str, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every character is several tokens; a string that ends in white space may be completed by any token."""
     words, _ = words_of(kind)
     code = words.get_vocab()
-    euro, newline = (
-        ([code[c] for c in ("â", "Ĥ", "¬")], code["Ċ"])
+    character, newline = (
+        ([code[c] for c in written], code["Ċ"])
         if kind == "bytes"
-        else ([code[f"<0x{byte:02X}>"] for byte in "€".encode()], code["<0x0A>"])
+        else ([code[f"<0x{byte:02X}>"] for byte in letter.encode()], code["<0x0A>"])
     )
-    ids = [*euro * 100, newline, newline]
+    ids = [*character * 100, newline, newline]
     stops = StopStrings(words, ["\n\n"])
     assert stops.speaking
     decoded: list[int] = []

@@ -9,8 +9,8 @@ import pytest
 from assay.doctor import data, labels, outcome
 from assay.doctor.detector import DETECTORS, examine
 from assay.doctor.finding import Diagnosis, Finding, diagnosis
+from assay.doctor.kl import KL_BLOW_UP
 from assay.doctor.log import Log
-from assay.doctor.policy import KL_BLOW_UP
 
 OURS = [detector for detector in DETECTORS if detector.find.__module__ == outcome.__name__]
 

@@ -76,6 +76,8 @@ BAD_CRITIC = Mode(
 )
 SAMPLER_KL = 1e-3
 """Nats per token: fp32 has 1e-13, eight-bit rollouts 2e-4 (docs/concepts.md)."""
+TWICE = 1.0
+"""|π/π_sampler − 1| of a single token; healthy runs of the embedded recipe have 1e-5 (docs/results/embedded.json)."""
 FIRST_RATIO, CLIP = 0.05, 0.2
 """bfloat16 alone moves a ratio by a few hundredths; beyond PPO's usual clip tokens lose their gradient at once."""
 NO_SPREAD, NO_GRADIENT = 1e-6, 1e-12
@@ -92,16 +94,24 @@ CRITIC_STEPS = 20
 
 @detects(SAMPLER_DIFFERS, kinds=SAMPLING)
 def sampler_apart(log: Log) -> Iterator[Finding]:
-    """The tokens of an iteration read by the policy that learns from them, where the run has compared the two."""
-    apart = log["val/sampler_kl"]
-    if apart.values.max() > SAMPLER_KL:
-        first = int(apart.steps[(apart.values > SAMPLER_KL).argmax()])
-        often = int((apart.values > SAMPLER_KL).sum())
-        seen = (
-            f"KL(sampler‖trainer) up to {apart.values.max():.2g} nats a token, first at step {first}; above "
-            f"{SAMPLER_KL:g} in {often} of {len(apart)} comparisons"
-        )
+    """The tokens of an iteration read by the policy that learns from them, where the run has compared the two.
+
+    A stage that has ended reports the largest KL, and the worst token of all comparisons: the one before the first
+    step, which no line of the log has, is among them.
+    """
+    ended = {"sampler_kl", "sampler_error"} <= log.final.keys()
+    if "val/sampler_kl" in log or not ended:
+        apart = log["val/sampler_kl"]
+        worst, above = float(apart.values.max()), apart.values > SAMPLER_KL
+        since = f"first at step {apart.steps[above.argmax()]}; above {SAMPLER_KL:g} in {above.sum()} of {len(apart)}"
+    else:
+        worst, since = log.number("sampler_kl"), "the largest of all"
+    if worst > SAMPLER_KL:
+        seen = f"KL(sampler‖trainer) up to {worst:.2g} nats a token, {since} comparisons"
         yield Finding(SAMPLER_DIFFERS, log.where, seen, "red", "certain", change={"importance_cap": 2.0})
+    elif ended and log.number("sampler_error") > TWICE and log.config.get("rollout_weights") != "int8":
+        seen = f"max |π/π_sampler − 1| {log.number('sampler_error'):.2g}, though their KL is at most {worst:.2g}"
+        yield Finding(SAMPLER_DIFFERS, log.where, seen, "amber", "possible", change={"importance_cap": 2.0})
 
 
 @detects(RATIO_NOT_ONE, kinds=SAMPLING)

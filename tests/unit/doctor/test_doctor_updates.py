@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 from tests.unit.doctor.policy_log import Column, diagnosed, log, only, wave
 
 from assay.doctor.finding import Diagnosis
+from assay.doctor.read import read
 
 
 @pytest.mark.parametrize(
@@ -45,3 +50,28 @@ def test_a_critic_is_judged_after_twenty_steps_and_by_all_of_them() -> None:
     assert [(one.mode.name, one.why) for one in young.unchecked] == [
         ("bad-critic", "the policy was trained for 19 steps; a critic is judged after 20")
     ]
+
+
+def test_a_sampler_that_differs_is_told_by_the_summary_where_the_log_is_gone(tmp_path: Path) -> None:
+    for kl, found in ((2e-3, [("sampler-differs", "red")]), (2e-4, [])):
+        metrics = {"sampler_kl": kl, "sampler_error": 0.5}
+        stages = {"aligned": {"kind": "ppo", "artifact": "ppo-1", "metrics": metrics}}
+        (tmp_path / "summary.json").write_text(json.dumps({"stages": stages}))
+        given = diagnosed(*read(tmp_path).logs)
+        assert [(one.mode.name, one.severity) for one in given.findings] == found
+        assert "sampler-differs" not in {one.mode.name for one in given.unchecked}
+
+
+@pytest.mark.parametrize(
+    ("error", "config", "found"),
+    [
+        (1.1, {}, [("sampler-differs", "amber")]),
+        (0.9, {}, []),
+        (1.1, {"rollout_weights": "int8"}, []),
+    ],
+)
+def test_single_tokens_that_sampler_and_trainer_read_otherwise_are_in_the_report_alone(
+    error: float, config: dict[str, Any], found: list[tuple[str, str]]
+) -> None:
+    given = diagnosed(log(final={"sampler_kl": 1e-12, "sampler_error": error}, **config))
+    assert [(one.mode.name, one.severity) for one in given.findings] == found

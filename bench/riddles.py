@@ -31,7 +31,7 @@ from bench.doctor_trial.faults_models import OFFSET, scored_as, uncalibrated
 from tests.unit.stages.toy import COLOURS, toy_model
 
 from assay.cli.main import app
-from assay.doctor.probes import logprobs
+from assay.doctor.probe_policy import logprobs
 from assay.models.policy import Policy, load_policy
 from assay.rng import python_rng
 from assay.rollout.engine import Engine, Generation

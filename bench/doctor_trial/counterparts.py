@@ -20,7 +20,7 @@ from assay.data.pack import TokenBatch
 from assay.data.render import Renderer
 from assay.doctor.detector import Evidence
 from assay.doctor.machine import Machine, Settings
-from assay.doctor.probes import RewardProbe
+from assay.doctor.probe_reward import RewardProbe
 from assay.doctor.tokens import Tokens
 from assay.models.roles import RewardModel, load_reward_model
 from assay.stages import reward as reward_stage

@@ -24,7 +24,9 @@ from assay.data.prepared import Prepared, Splits
 from assay.data.render import Renderer, Row
 from assay.doctor.detector import Evidence
 from assay.doctor.log import Log
-from assay.doctor.probes import LabelProbe, PolicyProbe, PromptBatch, RewardProbe, StepProbe
+from assay.doctor.probe_batch import PromptBatch, StepProbe
+from assay.doctor.probe_policy import PolicyProbe
+from assay.doctor.probe_reward import LabelProbe, RewardProbe
 from assay.errors import TrainingError
 from assay.models import reward_model as reward_module
 from assay.models.backbone import Backbone

@@ -25,7 +25,9 @@ from assay.doctor.data import Data, evenly
 from assay.doctor.detector import Evidence
 from assay.doctor.labels import Scored
 from assay.doctor.machine import Machine, Settings
-from assay.doctor.probes import LabelProbe, PolicyProbe, PromptBatch, RewardProbe, StepProbe
+from assay.doctor.probe_batch import PromptBatch, StepProbe
+from assay.doctor.probe_policy import PolicyProbe
+from assay.doctor.probe_reward import LabelProbe, RewardProbe
 from assay.doctor.read import read
 from assay.doctor.tokens import Endings, Tokens
 from assay.document import read_yaml

@@ -25,13 +25,15 @@ from assay.config import check
 from assay.data.baselines import outcomes
 from assay.data.pack import collate
 from assay.data.render import Renderer
-from assay.doctor import data, policy, probes, reward
+from assay.doctor import data, kl, probe_batch, probe_policy, probe_reward, probing, reward
 from assay.doctor.data import Data, Reading
 from assay.doctor.finding import Mode
 from assay.doctor.labels import Scored
 from assay.doctor.log import Log
 from assay.doctor.machine import Cursor, Machine, Settings
-from assay.doctor.probes import PolicyProbe, PromptBatch, RewardProbe, StepProbe
+from assay.doctor.probe_batch import PromptBatch, StepProbe
+from assay.doctor.probe_policy import PolicyProbe
+from assay.doctor.probe_reward import RewardProbe
 from assay.doctor.tokens import Tokens
 from assay.document import read_yaml
 from assay.models.policy import Policy
@@ -158,7 +160,7 @@ VOCABULARY = 330
 def margins(given: Given) -> tuple[Numbers, Numbers]:
     """In fp32, and as the model of the counterparts.evidence gives them."""
     exact, seen = pick(counterparts.evidence(counterparts.undecided), RewardProbe), pick(given, RewardProbe)
-    return gaps(probes.scores(exact.model, exact.rows)), gaps(probes.scores(seen.model, seen.rows))
+    return gaps(probe_reward.scores(exact.model, exact.rows)), gaps(probe_reward.scores(seen.model, seen.rows))
 
 
 def gaps(scores_N: torch.Tensor) -> Numbers:
@@ -167,19 +169,19 @@ def gaps(scores_N: torch.Tensor) -> Numbers:
 
 def with_pads(given: Given) -> tuple[Numbers, Numbers]:
     probe = pick(given, RewardProbe)
-    alone = torch.cat([probes.scores(probe.model, [row]) for row in probe.rows])
-    return alone.tolist(), probes.scores(probe.model, probe.rows, padded=True).tolist()
+    alone = torch.cat([probe_reward.scores(probe.model, [row]) for row in probe.rows])
+    return alone.tolist(), probe_reward.scores(probe.model, probe.rows, padded=True).tolist()
 
 
 def before_and_after_saving(given: Given) -> tuple[Numbers, Numbers]:
     """Read again as transformers does, which draws a head that is missing anew."""
     probe = pick(given, RewardProbe)
-    with probes.folder_of(probe) as folder:
+    with probe_reward.folder_of(probe) as folder:
         torch.manual_seed(0)
         again = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
         with torch.no_grad():
             after = [again(torch.tensor([row.ids])).logits.item() for row in probe.rows]
-    return probes.scores(probe.model, probe.rows).tolist(), after
+    return probe_reward.scores(probe.model, probe.rows).tolist(), after
 
 
 def apart(
@@ -192,17 +194,17 @@ def apart(
 
 
 def alone(probe: PolicyProbe) -> torch.Tensor:
-    return torch.cat([probes.logprobs(probe.policy, [row]) for row in probe.rows])
+    return torch.cat([probe_policy.logprobs(probe.policy, [row]) for row in probe.rows])
 
 
 def beside_pads(given: Given) -> tuple[Numbers, Numbers]:
-    return apart(given, alone, lambda probe: probes.logprobs(probe.policy, probe.rows, pads="left"))
+    return apart(given, alone, lambda probe: probe_policy.logprobs(probe.policy, probe.rows, pads="left"))
 
 
 def reference_and_sft(given: Given) -> tuple[Numbers, Numbers]:
     def by(model: Policy | None) -> Callable[[PolicyProbe], torch.Tensor]:
         assert model
-        return lambda probe: probes.logprobs(model, probe.rows)
+        return lambda probe: probe_policy.logprobs(model, probe.rows)
 
     probe = pick(given, PolicyProbe)
     return apart(given, by(probe.sft), by(probe.reference))
@@ -214,15 +216,15 @@ def sampler_and_trainer(given: Given) -> tuple[Numbers, Numbers]:
     assert probe.engine
     asked = list(probe.prompts) * 4
     seeds = [rng.derive(0, i) for i in range(len(asked))]
-    drawn = probe.engine.generate(asked, SamplingParams(max_new_tokens=probes.ANSWER), seeds=seeds)
+    drawn = probe.engine.generate(asked, SamplingParams(max_new_tokens=probe_policy.ANSWER), seeds=seeds)
     sampled = torch.tensor([x for answer in drawn for x in answer.logprobs])
-    terms = k3(sampled, probes.logprobs(probe.policy, [answer.row for answer in drawn])).tolist()
+    terms = k3(sampled, probe_policy.logprobs(probe.policy, [answer.row for answer in drawn])).tolist()
     return range(1, len(terms) + 1), terms
 
 
 def split_gradients(given: Given) -> tuple[Numbers, Numbers]:
     """The largest parts of the gradient of all rows at once, and the same of rows one by one."""
-    whole, parts = (probes.gradient(pick(given, StepProbe), size) for size in (None, 1))
+    whole, parts = (probe_batch.gradient(pick(given, StepProbe), size) for size in (None, 1))
     largest = whole.abs().argsort(descending=True)[:POINTS]
     return whole[largest].tolist(), parts[largest].tolist()
 
@@ -231,7 +233,7 @@ def surprises(given: Given) -> Numbers:
     """Of the words and ends of answers of one word, which are all that the model was shown."""
     probe = pick(given, PolicyProbe)
     rows = [row for row in probe.rows if len(row.ids) - row.prompt_length == 2]
-    return (-probes.logprobs(probe.policy, rows)).tolist()
+    return (-probe_policy.logprobs(probe.policy, rows)).tolist()
 
 
 def above_lowest(given: Given) -> tuple[Numbers, Numbers]:
@@ -244,8 +246,8 @@ def above_lowest(given: Given) -> tuple[Numbers, Numbers]:
 def adapter_gradients(given: Given) -> tuple[Numbers, Numbers]:
     found = pick(given, PolicyProbe).policy
     parameters = found.parameters_trained()
-    with probes.unchanged(parameters):
-        loss = -probes.logprobs(found, pick(given, PolicyProbe).rows, gradient=True).sum()
+    with probing.unchanged(parameters):
+        loss = -probe_policy.logprobs(found, pick(given, PolicyProbe).rows, gradient=True).sum()
         if loss.requires_grad:
             loss.backward()
         norms = [0.0 if p.grad is None else p.grad.norm().item() for n, p in parameters.items() if ".lora_B." in n]
@@ -308,4 +310,4 @@ def as_planned(given: Given) -> tuple[Numbers, Numbers]:
 
 
 def twice_the_start(given: Given) -> Marks:
-    return {"red: twice the start's": policy.EXPLODED * pick(given, Log)["objective/entropy"].first}
+    return {"red: twice the start's": kl.EXPLODED * pick(given, Log)["objective/entropy"].first}

@@ -29,7 +29,20 @@ from bench.doctor_trial.drawing import (
     twice,
 )
 
-from assay.doctor import data, direct, labels, machine, policy, probes, reward, sft, tokens
+from assay.doctor import (
+    data,
+    direct,
+    groups,
+    kl,
+    labels,
+    machine,
+    probe_policy,
+    responses,
+    reward,
+    sft,
+    tokens,
+    updates,
+)
 from assay.doctor.tokens import Endings
 
 IMAGES = common.ROOT / "docs" / "doctor" / "images"
@@ -256,23 +269,21 @@ PICTURES: tuple[Picture, ...] = (
     Picture(
         "ratio-not-one",
         "Before an iteration's first step the ratio must be 1",
-        lines(metric("policy/ratio_first_error", {"red": policy.CLIP}, "log", "max |ρ − 1|")),
+        lines(metric("policy/ratio_first_error", {"red": updates.CLIP}, "log", "max |ρ − 1|")),
         counterparts.group,
     ),
     Picture(
         "kl-blow-up",
         "A target of 0.1 nats, and a penalty that cannot hold it",
-        lines(
-            metric("objective/kl", {"three times the target": policy.KL_OVER_TARGET * 0.1}, label="KL, nats an answer")
-        ),
+        lines(metric("objective/kl", {"three times the target": kl.KL_OVER_TARGET * 0.1}, label="KL, nats an answer")),
         counterparts.towards_a_target,
     ),
     Picture(
         "ratio-spikes",
         "A hundred times the learning rate: the policy leaves its batch at once",
         lines(
-            metric("policy/clipfrac_avg", {"limit": policy.CLIPPED}, label="share clipped"),
-            metric("policy/approxkl_avg", {"limit": policy.DRIFT}, label="KL(old‖new), nats a token"),
+            metric("policy/clipfrac_avg", {"limit": updates.CLIPPED}, label="share clipped"),
+            metric("policy/approxkl_avg", {"limit": updates.DRIFT}, label="KL(old‖new), nats a token"),
         ),
         counterparts.ppo,
     ),
@@ -291,20 +302,20 @@ PICTURES: tuple[Picture, ...] = (
     Picture(
         "repetition",
         "Paid for saying it again, the policy says it again",
-        lines(metric("text/repetition", {"red": policy.LOOPS}, label="repeated 4-grams")),
+        lines(metric("text/repetition", {"red": responses.LOOPS}, label="repeated 4-grams")),
         counterparts.group,
     ),
     Picture(
         "never-stops",
         "Never shown an end: every answer is cut off",
-        lines(metric("lengths/truncated", {"red": policy.HALF}, label="answers cut off")),
+        lines(metric("lengths/truncated", {"red": responses.HALF}, label="answers cut off")),
         counterparts.group,
     ),
     Picture(
         "empty-answers",
         "Paid for brevity: answers vanish",
         lines(
-            metric("lengths/empty", {"red": policy.EMPTY}, label="empty answers"),
+            metric("lengths/empty", {"red": responses.EMPTY}, label="empty answers"),
             metric("lengths/response_mean", label="tokens an answer"),
         ),
         counterparts.group,
@@ -318,7 +329,7 @@ PICTURES: tuple[Picture, ...] = (
     Picture(
         "groups-without-signal",
         "Groups whose answers all score alike teach nothing",
-        lines(metric("objective/groups_without_signal", {"amber": policy.HALF}, label="groups without spread")),
+        lines(metric("objective/groups_without_signal", {"amber": groups.MOST}, label="groups without spread")),
         counterparts.group,
     ),
     Picture(
@@ -334,7 +345,7 @@ PICTURES: tuple[Picture, ...] = (
             Panel(
                 "|change|, nats",
                 measures.beside_pads,
-                {"red: a mean above": probes.TOKEN_TOLERANCE},
+                {"red: a mean above": probe_policy.TOKEN_TOLERANCE},
                 "log",
                 "token",
                 joined=False,
@@ -389,7 +400,7 @@ PICTURES: tuple[Picture, ...] = (
             Panel(
                 "|difference|, nats",
                 measures.reference_and_sft,
-                {"red: a mean above": probes.TOKEN_TOLERANCE},
+                {"red: a mean above": probe_policy.TOKEN_TOLERANCE},
                 "log",
                 "token",
                 joined=False,
@@ -405,7 +416,7 @@ PICTURES: tuple[Picture, ...] = (
             Panel(
                 "KL of a token, k3",
                 measures.sampler_and_trainer,
-                {"red: a mean above": probes.SAMPLER_KL},
+                {"red: a mean above": updates.SAMPLER_KL},
                 "log",
                 "token",
                 joined=False,

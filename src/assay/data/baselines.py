@@ -49,6 +49,11 @@ def outcomes(margins: Floats) -> Floats:
     return np.where(margins == 0, 0.5, margins > 0)
 
 
+def answer_words(pairs: Sequence[Preference]) -> float:
+    """Median number of words in a chosen response."""
+    return float(np.median([len(pair.chosen.split()) for pair in pairs]))
+
+
 def length_margins(pairs: Sequence[Preference]) -> Floats:
     """Characters of the chosen response less those of the rejected one."""
     return np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs], dtype=np.float64)

@@ -10,12 +10,11 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, TypeVar
 
 import numpy as np
 
-from assay.data.baselines import Baselines, outcomes
+from assay.data.baselines import Baselines, answer_words, outcomes
 from assay.data.clean import TURN_MARKER, clean
 from assay.data.config import CleanConfig, FileSource
 from assay.data.inspection import lost_context
@@ -343,11 +342,13 @@ def accuracy(right: Floats, pairs: Sequence[Preference], confidence: float = SUR
 
 
 def rivals(train: Sequence[Preference], held_out: Sequence[Preference]) -> dict[str, Floats]:
-    """Margins of those who see length or words only; words alone are no shortcut where answers are a few words."""
-    margins = Baselines.fit(evenly(train, SAMPLE // 2)).margins(held_out)
-    if median(len(pair.chosen.split()) for pair in held_out) < FEW_WORDS:
-        margins.pop("bag_of_words", None)
-    return margins
+    """Margins of those who see length or words only, where that is a shortcut."""
+    return shortcuts(Baselines.fit(evenly(train, SAMPLE // 2)).margins(held_out), answer_words(held_out))
+
+
+def shortcuts(rivals: Mapping[str, T], words: float) -> dict[str, T]:
+    """Of the rivals those who know too little: words alone are no shortcut where answers are a few words (median)."""
+    return {name: rival for name, rival in rivals.items() if name != "bag_of_words" or words >= FEW_WORDS}
 
 
 def _origin(number: int, twins: Mapping[int, int]) -> int:

@@ -9,14 +9,35 @@ from typing import Any
 
 import yaml
 
-from assay.doctor import data, direct, labels, machine, outcome, policy, probes, recipe, reward, sft, tokens
+from assay.doctor import (
+    data,
+    direct,
+    groups,
+    kl,
+    labels,
+    machine,
+    outcome,
+    probe_batch,
+    probe_policy,
+    probe_reward,
+    recipe,
+    responses,
+    reward,
+    sft,
+    tokens,
+    updates,
+)
 from assay.doctor.detector import ODD, Evidence, examine
 from assay.doctor.finding import VERDICTS, Diagnosis
 from assay.doctor.log import Log
 from assay.doctor.machine import Settings
 from assay.doctor.read import read
 
-FAMILIES = (data, labels, tokens, machine, recipe, sft, reward, policy, direct, probes, outcome)
+FAMILIES = (
+    *(data, labels, tokens, machine, recipe),
+    *(sft, reward, kl, updates, responses, groups, direct, outcome),
+    *(probe_reward, probe_policy, probe_batch),
+)
 """Every file of detectors: importing one enters what it has."""
 
 

@@ -24,6 +24,7 @@ from assay.doctor.data import (
     evenly,
     percent,
     rivals,
+    shortcuts,
 )
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
@@ -128,7 +129,7 @@ def no_better_than_a_trick(scored: Scored) -> Iterator[Finding]:
 @detects(SHORTCUT, kinds=("reward",))
 def reported_rivals(log: Log) -> Iterator[Finding]:
     """The same, where the stage has measured its rivals."""
-    for name, rival in log.report("accuracy", "baselines").items():
+    for name, rival in shortcuts(log.report("accuracy", "baselines"), log.number("chosen_words")).items():
         yield from adds_little(name, rival, log.number("accuracy"), log.where)
 
 

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from assay.doctor.detector import Missing
 from assay.tracking.metrics import MetricsLine
 
+SAMPLING = ("ppo", "group")
+"""Kinds of stages whose policy learns from its own samples."""
+
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -105,6 +108,12 @@ class Log:
                 raise Missing(f"{name} is not among the settings")
             value = value[part]
         return value
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The recipe's, where it is known."""
+        optim = self.config.get("optim")
+        return optim.get("learning_rate") if isinstance(optim, Mapping) else None
 
 
 class Columns:

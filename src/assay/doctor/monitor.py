@@ -15,20 +15,21 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from assay.doctor import direct, policy, reward, sft
+from assay.doctor import direct, groups, kl, responses, reward, sft, updates
 from assay.doctor.detector import DETECTORS, examine
 from assay.doctor.finding import Diagnosis, Finding, diagnosis
 from assay.doctor.log import Columns, Log
+from assay.doctor.window import LATE
 from assay.tracking.metrics import MetricsLine
 
-FAMILIES = tuple(family.__name__ for family in (direct, policy, reward, sft))
+FAMILIES = tuple(family.__name__ for family in (kl, updates, responses, groups, direct, reward, sft))
 """Files with detectors of logs that grow; what labels.py reads is the report of a stage that has ended."""
-VITAL = frozenset({reward.NOT_FINITE, policy.KL_BLOW_UP, policy.ENTROPY_OUT_OF_BOUNDS, sft.LOSS_BLOW_UP})
+VITAL = frozenset({reward.NOT_FINITE, kl.KL_BLOW_UP, kl.ENTROPY_OUT_OF_BOUNDS, sft.LOSS_BLOW_UP})
 """Modes that can be fatal: looked for at every examination, whatever the time."""
 AT_THE_END = frozenset(
     {
         *(reward.REWARD_AT_CHANCE, reward.AGAINST_MARGIN, reward.FLUCTUATING, reward.LENGTH_BIAS),
-        *(policy.BAD_CRITIC, direct.SATURATED),
+        *(updates.BAD_CRITIC, direct.SATURATED),
     }
 )
 """Modes that judge what was learnt: a run that is under way has not learnt it yet."""
@@ -136,9 +137,9 @@ class Monitor:
 
 def window(lines: int) -> int:
     """How many of the last steps detectors judge."""
-    return max(policy.LATE, lines // 4)
+    return max(LATE, lines // 4)
 
 
 def _before(first: int) -> int:
     """The last step above suspicion, of trouble first seen at a step; 0 where nobody can have looked before."""
-    return first - window(first) if first > 2 * policy.LATE else 0
+    return first - window(first) if first > 2 * LATE else 0

@@ -12,7 +12,7 @@ from assay.doctor.detector import detects
 from assay.doctor.direct import SPOILED
 from assay.doctor.finding import Finding, Mode
 from assay.doctor.log import Log
-from assay.doctor.policy import HALF, LOOPS, NEVER_STOPS, REPETITION, REWARD_HACKING
+from assay.doctor.responses import HALF, LOOPS, NEVER_STOPS, REPETITION, REWARD_HACKING
 
 OFFLINE = ("preference", "bestof", "distill")
 """Stages that log no samples while they train: what they do to answers shows in the end only."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
-from assay.doctor.probes import HEAD_LOST, TOKENIZER_MISMATCH
+from assay.doctor.probe_policy import TOKENIZER_MISMATCH
+from assay.doctor.probe_reward import HEAD_LOST
 from assay.doctor.reward import NOT_FINITE
 from assay.doctor.tokens import Tokens
 

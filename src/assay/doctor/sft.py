@@ -9,7 +9,7 @@ import numpy as np
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
 from assay.doctor.log import Log
-from assay.doctor.policy import LATE, bounds, late, learning_rate, text
+from assay.doctor.window import LATE, bounds, late, text
 
 OVERFITTING = Mode(
     14,
@@ -74,7 +74,7 @@ def loss_blow_up(log: Log) -> Iterator[Finding]:
         raise Missing(f"{len(loss)} steps, and {2 * LATE} are needed")
     values, start = late(loss), min(float(np.median(loss.head(LATE))), 2 * loss.first)
     if bounds(values)[0] > max(WORSE * start, start + LEAST):
-        rate = None if log.foreign else learning_rate(log)
+        rate = None if log.foreign else log.learning_rate
         yield Finding(
             LOSS_BLOW_UP,
             log.where,

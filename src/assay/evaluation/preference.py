@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from assay.data.agreement import accuracy_ceiling
-from assay.data.baselines import CHANCE, Baselines, against, length_margins, outcomes
+from assay.data.baselines import CHANCE, Baselines, against, answer_words, length_margins, outcomes
 from assay.evaluation.calibration import fit_temperature, reliability, sigmoid
 from assay.statistics import (
     Floats,
@@ -157,6 +157,7 @@ def _text_side(
     return {
         "baselines": part(everything)["baselines"],
         "baseline_pairs": baselines.pairs,
+        "chosen_words": answer_words(pairs),
         "slices": {
             "source": _slices([pair.prompt.source for pair in pairs], part),
             "kind": _slices([pair.prompt.kind for pair in pairs], part),

@@ -27,7 +27,8 @@ from assay.doctor.detector import DETECTORS, Evidence
 from assay.doctor.finding import Unchecked
 from assay.doctor.labels import Scored
 from assay.doctor.machine import Machine
-from assay.doctor.probes import PolicyProbe, RewardProbe
+from assay.doctor.probe_policy import PolicyProbe
+from assay.doctor.probe_reward import RewardProbe
 from assay.doctor.recipe import Disk, Memory, Planned, RewardFolder, Vocabularies, Weights
 from assay.doctor.tokens import Endings, Prompts, Tokens
 from assay.errors import AssayError, DataError

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+from assay.data.baselines import Baselines
 from assay.doctor import data, labels, outcome
 from assay.doctor.detector import DETECTORS, examine
 from assay.doctor.finding import Diagnosis, Finding, diagnosis
+from assay.doctor.kl import KL_BLOW_UP
 from assay.doctor.log import Log
-from assay.doctor.policy import KL_BLOW_UP
+from assay.evaluation.preference import preference_report
+from assay.types import Preference, Prompt
 
 OURS = [detector for detector in DETECTORS if detector.find.__module__ == outcome.__name__]
 
@@ -105,16 +108,21 @@ REPORTED = [detector for detector in DETECTORS if detector.find.__name__ in ("re
 
 
 @pytest.mark.parametrize(
-    ("rival", "gain", "found"),
+    ("rival", "gain", "words", "found"),
     [
-        ("length_only", 0.1, []),
-        ("length_only", 0.0, [("shortcut", "red")]),
-        ("bag_of_words", -0.05, [("shortcut", "amber")]),
+        ("length_only", 0.1, 20, []),
+        ("length_only", 0.0, 20, [("shortcut", "red")]),
+        ("length_only", 0.0, 1, [("shortcut", "red")]),
+        ("bag_of_words", -0.05, 5, [("shortcut", "amber")]),
+        ("bag_of_words", -0.05, 4, []),  # where there is nothing else to see
     ],
 )
-def test_a_reward_model_must_know_more_than_its_rivals(rival: str, gain: float, found: list[tuple[str, str]]) -> None:
+def test_a_reward_model_must_know_more_than_its_rivals(
+    rival: str, gain: float, words: int, found: list[tuple[str, str]]
+) -> None:
     measured = around("accuracy", 0.65) | around("gain", gain)
-    log = Log("reward", "reward", final={"accuracy": 0.66}, reports={"accuracy": {"baselines": {rival: measured}}})
+    final = {"accuracy": 0.66, "chosen_words": words}
+    log = Log("reward", "reward", final=final, reports={"accuracy": {"baselines": {rival: measured}}})
     given = examine([log], REPORTED)
     assert named(given) == found
     assert labels.reported_rivals.__name__ in [detector.find.__name__ for detector in REPORTED]
@@ -122,10 +130,19 @@ def test_a_reward_model_must_know_more_than_its_rivals(rival: str, gain: float, 
 
 def test_a_rival_that_knows_nothing_is_no_shortcut() -> None:
     measured = around("accuracy", 0.51) | around("gain", 0.0)
-    log = Log(
-        "reward", "reward", final={"accuracy": 0.5}, reports={"accuracy": {"baselines": {"length_only": measured}}}
-    )
+    final = {"accuracy": 0.5, "chosen_words": 20}
+    log = Log("reward", "reward", final=final, reports={"accuracy": {"baselines": {"length_only": measured}}})
     assert named(examine([log], REPORTED)) == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "asked"), [("please come at two", ["length_only"]), ("please come at two sharp", list(data.WORDS))]
+)
+def test_rivals_of_a_report_are_those_of_the_pairs(chosen: str, asked: list[str]) -> None:
+    pairs = [Preference(Prompt.ask(f"question {n}"), chosen, "never come at all") for n in range(40)]
+    report = preference_report([1.0] * 40, [0.0] * 40, pairs=pairs, baselines=Baselines.fit(pairs), seed=0)
+    assert list(data.rivals(pairs, pairs)) == asked
+    assert list(data.shortcuts(report["baselines"], report["chosen_words"])) == asked
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ from bench.doctor_trial import faults_models as trial
 from bench.doctor_trial.fault import Fault
 
 from assay.data.pack import collate
-from assay.doctor import direct, probes, reward, sft
+from assay.doctor import direct, probe_batch, probe_policy, probe_reward, reward, sft
 from assay.doctor.detector import DETECTORS, examine
-from assay.doctor.probes import PolicyProbe
+from assay.doctor.probe_policy import PolicyProbe
 
-MINE = [d for d in DETECTORS if d.find.__module__ in [part.__name__ for part in (direct, probes, reward, sft)]]
+PARTS = (direct, probe_batch, probe_policy, probe_reward, reward, sft)
+MINE = [d for d in DETECTORS if d.find.__module__ in {part.__name__ for part in PARTS}]
 """What this file is about, whichever other detectors the session has imported."""
 
 CHEAP = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.doctor.test_doctor_policy import HEALTHY, Column, log, ramp, wave
+from tests.unit.doctor.policy_log import HEALTHY, Column, log, ramp, wave
 
 from assay.doctor import monitor as monitors
 from assay.doctor.detector import examine

@@ -19,7 +19,7 @@ from assay.algorithms.policy_loss import surrogate_loss
 from assay.doctor.detector import examine
 from assay.doctor.finding import Diagnosis, Finding
 from assay.doctor.log import Log
-from assay.doctor.probes import logprobs
+from assay.doctor.probe_policy import logprobs
 from assay.evaluation.preference import preference_report
 from assay.models.policy import load_policy
 from assay.rollout.config import SamplingParams

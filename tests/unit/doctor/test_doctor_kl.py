@@ -1,0 +1,55 @@
+"""When a KL is negative beyond chance, too large, or not to be judged."""
+
+from __future__ import annotations
+
+from tests.unit.doctor.policy_log import STEPS, Column, diagnosed, kl_from_0, log, named, only
+
+from assay.doctor.finding import Diagnosis
+from assay.doctor.log import Log
+from assay.tracking.metrics import MetricsLine
+
+
+def test_a_kl_is_held_against_its_target_where_there_is_one() -> None:
+    far: dict[str, Column] = {"objective/kl": kl_from_0(0.5, 6.2)}
+    assert named(diagnosed(log(far, kl_target=2.0))) == ["kl-blow-up"]
+    assert diagnosed(log(far, kl_target=2.1)) == Diagnosis()
+    assert diagnosed(log(far)) == Diagnosis()
+
+
+def test_a_kl_below_0_is_as_likely_as_markov_allows() -> None:
+    """128 answers at −0.02 nats in each of 6 steps: Σ = 15.36; one of 24 stretches: p = 24·e^−15.36 = 5e-6."""
+    found = only(diagnosed(log({"objective/kl": [0.0, *[0.5] * 17, *[-0.02] * 6]})))
+    assert found.evidence == "KL -0.02 nats an answer from step 19 to 24 (p < 5e-06)"
+    assert found.sureness == "likely"
+
+
+def test_rounding_is_no_negative_kl_and_rare_answers_with_a_large_one_may_be_missed_in_a_batch() -> None:
+    assert "negative-kl" not in named(diagnosed(log({"objective/kl": -1.5e-7})))
+    assert diagnosed(log({"objective/kl": [0.0, *[-0.005] * 8, *[0.05] * 15]})).verdict == "green"
+
+
+def test_the_size_of_a_batch_is_one_where_it_is_unknown() -> None:
+    for mean, expected in ((-0.4, []), (-0.5, ["negative-kl"])):
+        lines = [MetricsLine(step, 0.0, {"objective/kl": mean}) for step in range(10, 34)]
+        assert named(diagnosed(Log.of("ppo", "ppo", lines, foreign=True))) == expected
+
+
+def test_the_kl_of_groups_that_were_chosen_is_not_judged() -> None:
+    chosen = diagnosed(log({"objective/kl": kl_from_0(0.1, -0.5)}, resample=3))
+    assert not chosen.findings
+    assert [one.mode.name for one in chosen.unchecked] == ["negative-kl"]
+
+
+def test_a_log_that_begins_later_says_nothing_of_the_start() -> None:
+    lines = [MetricsLine(step, 0.0, {"objective/kl": 2.0}) for step in range(10, 20)]
+    found = diagnosed(Log.of("ppo", "ppo", lines, foreign=True))
+    assert "kl-before-training" not in named(found)
+    assert "the log begins at step 10" in {one.why for one in found.unchecked}
+
+
+def test_metrics_with_gaps_are_compared_where_both_are_known() -> None:
+    shorter = log({"objective/kl": [0.0, *[40.0] * (STEPS - 1)]})
+    entropy = shorter.series["objective/entropy"]
+    gap = type(entropy)(entropy.name, entropy.steps[::2], entropy.values[::2])
+    found = diagnosed(Log("group", "group", {**shorter.series, "objective/entropy": gap}))
+    assert named(found) == ["kl-blow-up"]

@@ -1,0 +1,24 @@
+"""What answers have become is told from what they were at the start, and from what the reward says of them."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.doctor.policy_log import diagnosed, late, log, only, wave
+
+from assay.doctor.finding import Diagnosis
+
+
+def test_a_judge_that_prefers_the_start_shows_a_hacked_reward() -> None:
+    without = log({"objective/truth": None}, final={"reward_gain_low": 0.5, "win_rate_high": 0.45})
+    assert only(diagnosed(without)).mode.name == "reward-hacking"
+    assert (
+        diagnosed(log({"objective/truth": None}, final={"reward_gain_low": 0.5, "win_rate_high": 0.55})) == Diagnosis()
+    )
+
+
+@pytest.mark.parametrize(("name", "mode"), [("text/repetition", "repetition"), ("lengths/truncated", "never-stops")])
+def test_what_was_so_from_the_start_is_blamed_on_what_came_before(name: str, mode: str) -> None:
+    early, grown = (only(diagnosed(log({name: column}))) for column in (wave(0.7, 0.05), late(0.02, 0.7)))
+    assert early.mode.name == grown.mode.name == mode
+    assert "before this stage began" in early.explanation
+    assert "before this stage began" not in grown.explanation

@@ -192,11 +192,9 @@ class Engine:
     def _decode(self, samples: Sequence[Sample], params: SamplingParams, head: Head) -> None:
         """Fill in the samples; those with the longest prompts come first, and those of one prompt together."""
         waiting = deque(samples)
-        widest, blocks = (
-            max((len(s.prompt_ids) for s in samples), default=0),
-            self.policy.model.config.num_hidden_layers,
-        )
-        cache = SlotCache(blocks, min(len(samples), self.max_batch), widest + params.max_new_tokens)
+        widest = max((len(sample.prompt_ids) for sample in samples), default=0)
+        blocks, rows = self.policy.model.config.num_hidden_layers, min(len(samples), self.max_batch)
+        cache = SlotCache(blocks, rows, widest + params.max_new_tokens)
         cache.align(0, widest)
         slots = self._slots([], cache, params)
         while waiting or slots.alive:

@@ -96,7 +96,7 @@ bench: $(VENV)/.installed ## race TRL and transformers with the same work, DATA=
 bench-quick: $(VENV)/.installed ## the same with the smallest model, one step, one round: .bench/bench.md
 	$(BIN)/python -m bench.race --data '$(DATA)' --shapes llama --steps 1 --rounds 1 --results .bench
 
-bench-where: $(VENV)/.installed ## where Assay's time goes in the races, DATA=folder of HH-RLHF: docs/results/bench_where.md
+bench-where: $(VENV)/.installed ## where Assay's time goes in the races, DATA=folder of HH-RLHF: a section of docs/results/bench.md
 	$(BIN)/python -m bench.race.where --data '$(DATA)'
 
 bench-quality: $(VENV)/.installed ## race TRL's PPO to a win rate of 80 % on the embedded world: docs/results/quality.md

@@ -53,28 +53,23 @@ def main() -> None:
     races = [race for race in races if asked.only is None or race.name in asked.only]
     peers = {script: peer(script) for script in {race.script for race in races}}
     folders = {shape: work.prepare(shape, asked.data) for shape in asked.shapes}
-    runs = earlier(asked.results / "bench.json", facts["commit"])
+    before = page.read(asked.results)
+    # Of a command that was stopped, if nothing has changed since.
+    same = before.get("commit") == facts["commit"] and not facts["commit"].endswith("dirty")
+    runs: list[dict[str, Any]] = before["runs"] if same else []
     for number in range(1, asked.rounds + 1):
         for shape, folder in folders.items():
             for race in races:
-                before = [run for run in runs if (run["shape"], run["race"]) == (shape, race.name)]
-                if len(before) >= number:
+                done = [run for run in runs if (run["shape"], run["race"]) == (shape, race.name)]
+                if len(done) >= number:
                     continue
                 longer = replace(race, steps=race.steps * (1 if asked.steps else work.LONGER.get(shape, 1)))
                 # What the peer's first round found to be best it keeps.
-                tuned = {"batch_sizes": [run["peer"]["batch"] for run in before[:1] if "batch" in run["peer"]]}
+                tuned = {"batch_sizes": [run["peer"]["batch"] for run in done[:1] if "batch" in run["peer"]]}
                 runs.append({"shape": shape, **measure(longer, folder, peers[race.script], tuned)})
                 print(page.line(runs[-1]), file=sys.stderr)
                 # After every race, so that one that is stopped has said what it saw.
-                found = {**facts, "runs": runs}
-                common.write(asked.results / "bench.json", json.dumps(found, indent=1) + "\n")
-                common.write(asked.results / "bench.md", page.page(found))
-
-
-def earlier(results: Path, commit: str) -> list[dict[str, Any]]:
-    """The runs of a command that was stopped, if nothing has changed since."""
-    found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-    return found["runs"] if found.get("commit") == commit and not commit.endswith("dirty") else []
+                page.write(asked.results, {**facts, "runs": runs, "where": before.get("where")})
 
 
 def measure(race: Race, folder: Path, peer: list[str], tuned: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +88,9 @@ def measure(race: Race, folder: Path, peer: list[str], tuned: Mapping[str, Any])
         "race": race.name,
         "tokens": race.useful_tokens(rows),
         "flops": race.useful_flops(rows, weights),
+        "decoding": race.decoding(rows, weights),
         "peak_flops": peak_flops(),
+        "bandwidth": bandwidth(),
         "ours": side(OURS, job, folder / "ours"),
         "peer": side(peer, {**job, **tuned}, folder / "peer"),
     }
@@ -109,6 +106,18 @@ def peak_flops(size: int = 2048, times: int = 5) -> float:
         multiply(a, b)
         seconds.append(time.perf_counter() - began)
     return 2 * size**3 / min(seconds)
+
+
+def bandwidth(numbers: int = 2**27, times: int = 5) -> float:
+    """Bytes a second that come from memory, in the fastest of some sums."""
+    torch.set_num_threads(THREADS)
+    many = torch.ones(numbers)
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        many.sum()
+        seconds.append(time.perf_counter() - began)
+    return many.nbytes / min(seconds)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -11,6 +13,17 @@ from bench.race.races import RACES, Race
 from bench.race.work import TITLES
 
 Run = Mapping[str, Any]
+
+
+def read(results: Path) -> dict[str, Any]:
+    """What the races have found so far: facts of origin, `runs`, and `where` the time goes."""
+    file = results / "bench.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def write(results: Path, found: Mapping[str, Any]) -> None:
+    common.write(results / "bench.json", json.dumps(found, indent=1) + "\n")
+    common.write(results / "bench.md", page(found))
 
 
 def speed_ratio(run: Run) -> float:
@@ -32,9 +45,19 @@ def share_of_peak(run: Run, side: str) -> float:
     return run["flops"] / run[side]["seconds"] / run["peak_flops"]
 
 
+def floor(run: Run) -> float:
+    """Seconds if every useful operation ran at the peak, steps read at the memory's rate, and nothing else took time.
+
+    A step's operations and its reading may go on together; prompts, updates and steps may not.
+    """
+    decoding = run["decoding"]
+    steps = max(decoding["flops"] / run["peak_flops"], decoding["bytes"] / run["bandwidth"])
+    return (run["flops"] - decoding["flops"]) / run["peak_flops"] + steps
+
+
 def at_the_floor(run: Run) -> float:
-    """The ratio if every useful operation ran at the peak, and nothing else took time."""
-    return run["peer"]["seconds"] * run["peak_flops"] / run["flops"]
+    """The ratio that the floor allows."""
+    return run["peer"]["seconds"] / floor(run)
 
 
 def spread(runs: Sequence[Run], value: Callable[[Run], float], style: str = ".2f") -> str:
@@ -78,9 +101,10 @@ HEADER = [
 def page(found: Mapping[str, Any]) -> str:
     """The result as Markdown."""
     peak = spread(found["runs"], lambda run: run["peak_flops"] / 1e9, ".0f")
-    # The machine's peak is the highest that any race began with: a single measurement may fall into a busy moment.
-    highest = max(run["peak_flops"] for run in found["runs"])
-    runs: Sequence[Run] = [{**run, "peak_flops": highest} for run in found["runs"]]
+    read = spread(found["runs"], lambda run: run["bandwidth"] / 1e9, ".0f")
+    # What the machine can do is the most that any race began with: a single measurement may fall into a busy moment.
+    best = {name: max(run[name] for run in found["runs"]) for name in ("peak_flops", "bandwidth")}
+    runs: Sequence[Run] = [{**run, **best} for run in found["runs"]]
     tables = []
     for shape, title in TITLES.items():
         raced = [(race, [run for run in runs if (run["shape"], run["race"]) == (shape, race.name)]) for race in RACES]
@@ -98,9 +122,18 @@ def page(found: Mapping[str, Any]) -> str:
     settings = common.table(["race", "peer", "its settings"], chosen)
     return (
         f"# Side by side with the peers\n\n{common.origin_text(found)}"
-        f"fp32 matrix product before each race: {peak} GFLOP/s; the highest counts as the peak.\n\n{''.join(tables)}"
+        f"Before each race: fp32 matrix product {peak} GFLOP/s, sum of a large tensor {read} GB/s; the highest count "
+        f"as what the machine can do.\n\n{''.join(tables)}{where_the_time_goes(found.get('where'))}"
         f"## The peers' settings\n\n{settings}\n{NOTES}"
     )
+
+
+def where_the_time_goes(found: Mapping[str, Any] | None) -> str:
+    """What bench.race.where has seen, if it has been asked."""
+    if found is None:
+        return ""
+    table = common.table(found["header"], found["rows"])
+    return f"## Where Assay's time goes\n\n{common.origin_text(found)}\n{table}\n{found['notes']}\n"
 
 
 def line(run: Run) -> str:
@@ -125,9 +158,9 @@ NOTES = """\
   on a few rows. DPO's pass over the reference is inside.
 - Useful tokens: a prompt once and its responses, or the tokens that were sampled. Neither pads nor repeats count. The
   share of the peak counts products of useful tokens with weight matrices only, those with the last block's MLP for
-  every token, though Assay leaves them out where no state is read. "At the floor" is the ratio if all those
-  products ran at the peak and nothing else took time: no program could do better in fp32 without skipping some. Where
-  single tokens are sampled, the floor is higher still, for each step reads all weights and caches from memory.
+  every token, though Assay leaves them out where no state is read. "At the floor" is the ratio if all those products
+  ran at the peak, steps of one token a row read weights, keys and values at the memory's rate, and nothing else took
+  time: no program could do better in fp32 without skipping some.
 - Sampled responses have given lengths: the model was built so that it counts down to its own end token. In the
   generation race they are spread over 8 to 64 tokens, in GRPO and PPO all have 64. The head is therefore not tied to
   the embedding there, on both sides.

@@ -81,6 +81,27 @@ class Race:
                 head = (4 + train * self.inner_epochs) * sampled
         return trunk * weights["trunk"] + head * weights["head"]
 
+    def decoding(self, rows: Sequence[Mapping[str, Any]], weights: Mapping[str, int]) -> dict[str, float]:
+        """Operations among `useful_flops` in steps of a token a row, and the fewest bytes that such steps read.
+
+        The first token comes with the prompt. A step reads all weights, be it for all rows, and the keys and values of
+        what stands before its tokens; a prompt's may serve all its answers.
+        """
+        if not self.samples:
+            return {"flops": 0.0, "bytes": 0.0}
+        own = [[row["budget"]] if self.name == "generate" else [NEW_TOKENS] * self.group for row in rows]
+        steps = sum(length - 1 for lengths in own for length in lengths)
+        seen = sum(
+            (max(lengths) - 1) * len(row["prompt_ids"]) + sum(n * (n - 1) // 2 for n in lengths)
+            for row, lengths in zip(rows, own, strict=True)
+        )
+        batches = len(rows) // self.prompts
+        read = batches * (max(map(max, own)) - 1) * (weights["trunk"] + weights["head"])
+        return {
+            "flops": 2 * steps * (weights["trunk"] + weights["head"]),
+            "bytes": 4 * (read + seen * weights["cached"]),
+        }
+
 
 COMMON = "fp32, no activation checkpointing (default: on), rows sorted by length (group_by_length in the limit)"
 TRL = "TRL 1.16.0"

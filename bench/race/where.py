@@ -1,6 +1,6 @@
 """Where Assay's time goes in the races: the share of each kind of operation, as torch's profiler sees it.
 
-    make bench-where          →  docs/results/bench_where.md
+    make bench-where          →  a section of docs/results/bench.md
 
 One step of every race that is asked for, after one to warm up, in the same settings as `make bench`.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from bench import common
-from bench.race import ours, work
+from bench.race import ours, page, work
 from bench.race.__main__ import SHARED
 from bench.race.races import RACES, Race
 from bench.race.sides import THREADS
@@ -50,6 +50,9 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     precision.bf16_speedup_on_cpu = lambda: 1.0
     facts = common.origin(shlex.join(["python", "-m", "bench.race.where", *sys.argv[1:]]))
+    found = page.read(asked.results)
+    if not found:
+        raise SystemExit(f"error: {asked.results} holds no races\nhint: make bench comes first")
     rows = []
     for shape in asked.shapes:
         folder = work.prepare(shape, asked.data)
@@ -59,8 +62,7 @@ def main() -> None:
                 rows.append([work.TITLES[shape], race.title, f"{seconds:.2f}", *(f"{s:.0%}" for s in shares.values())])
                 print(*rows[-1], file=sys.stderr)
     header = ["", "", "seconds", *KINDS, "elementwise", "outside of operations"]
-    text = f"# Where the time goes\n\n{common.origin_text(facts)}\n{common.table(header, rows)}\n{NOTES}"
-    common.write(asked.results / "bench_where.md", text)
+    page.write(asked.results, {**found, "where": {**facts, "header": header, "rows": rows, "notes": NOTES}})
 
 
 def kinds(race: Race, folder: Path) -> tuple[float, dict[str, float]]:

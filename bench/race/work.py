@@ -76,7 +76,7 @@ def prepare(shape: str, data: Path) -> Path:
     counting/  the same, but it ends its responses where it is told to (`count_down`)
     reward/    a reward model on counting/, with an adapter that this project has trained for a step
     rows.jsonl    dialogues: text, ids of prompt and responses, and how long the response to it shall be
-    shape.json    weights in matrices of the trunk, and in the head
+    shape.json    weights in matrices of the trunk, and in the head; numbers in a token's keys and values
     """
     folder = FOLDER / "work" / shape
     made(
@@ -176,11 +176,14 @@ def embeddings(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
 
 
 def matrices(model: PreTrainedModel) -> dict[str, int]:
-    """Weights that a token is multiplied with: in the trunk's matrices, and in the head."""
+    """Weights that a token is multiplied with, in the trunk's matrices and in the head, and numbers kept of it."""
     trunk: nn.Module = model.base_model
     tables = [module.weight for module in trunk.modules() if isinstance(module, nn.Embedding)]
     wide = sum(p.numel() for p in trunk.parameters() if p.ndim == 2)
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return {
+        "cached": 2 * config.num_hidden_layers * heads * (config.hidden_size // config.num_attention_heads),
         "trunk": wide - sum(table.numel() for table in tables),
         "head": embeddings(model)[1].get_parameter("weight").numel(),
     }

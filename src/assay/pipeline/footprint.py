@@ -26,7 +26,7 @@ from assay.algorithms.logprobs import token_logprobs
 from assay.data.pack import TokenBatch, collate
 from assay.models.backbone import Backbone, drop_dropout
 from assay.models.config import LoraConfig
-from assay.models.faster import last_mlp, only_at
+from assay.models.faster import LARGE, last_mlp, only_at
 from assay.models.load import quiet_transformers
 from assay.models.policy import LabelIndex
 from assay.models.precision import bf16_speedup_on_cpu, compute_dtype, weight_dtype
@@ -35,8 +35,6 @@ from assay.pipeline.workload import Pass
 HEAP_SHARE = 1.4
 """What glibc's heap grows to, over what is alive in it, while activations and gradients are made and freed by turns:
 1.36 to 1.44 for 2,000 to 8,000 places of the embedded model. The cure, mapping every tensor, takes 65 % more time."""
-MAPPED = 32 * 2**20
-"""Bytes from which glibc maps an allocation for itself, and returns it whole (mallopt(3), M_MMAP_THRESHOLD)."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +196,8 @@ def laid_out(backbone: Backbone, task: Pass) -> tuple[dict[str, Any], Tensor]:
     read_N, forest = read_at(batch, ends=task.ends), backbone.forest(batch)
     if forest is not None:
         told = backbone.laid_out(batch, forest, by_blocks=backbone.by_blocks)
+        if "blocks" in told:  # what one holds is freed for the next: the two largest show the most of it
+            told["blocks"] = sorted(told["blocks"], key=lambda block: block.bias.numel())[-2:]
         return told, forest.places_BT.flatten()[read_N]
     count, width = batch.input_ids.shape  # a mask of four axes: one of two would be looked into
     mask = torch.ones(count, 1, width, width, dtype=torch.bool, device=backbone.device).tril()
@@ -224,7 +224,7 @@ def head_weight(backbone: Backbone) -> Tensor:
 
 def taken(size: int, heap: float) -> int:
     """Bytes that the process grows by for a tensor."""
-    return round(size * heap) if size < MAPPED else size
+    return round(size * heap) if size < LARGE else size
 
 
 class LiveBytes(TorchDispatchMode):

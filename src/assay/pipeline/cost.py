@@ -93,6 +93,7 @@ class Estimator:
         self._models: dict[Any, Model] = {}
         self._like: dict[Any, Backbone] = {}
         self._stages: dict[Any, Stage] = {}
+        self._renderers: dict[Any, Renderer] = {}
         self._held: dict[Any, int] = {}
         self._rates: dict[Any, Rates] = {}
 
@@ -146,8 +147,9 @@ class Estimator:
         if key in self._stages or models is None:
             return self._stages.get(key)
         policy = models["policy"]
-        length = min(config.max_length, policy.context)
-        renderer = Renderer(self.architectures.tokenizer(step), template=self.template, max_length=length)
+        tokenizer, length = self.architectures.tokenizer(step), min(config.max_length, policy.context)
+        renderer = Renderer(tokenizer, template=self.template, max_length=length)
+        renderer = self._renderers.setdefault((id(tokenizer), length), renderer)  # which remembers what it has rendered
         exact = compute_dtype(self.device, policy.parameters).itemsize == 4
         exact = exact and getattr(config, "rollout_weights", "trained") == "trained"
         work = Workload(config, self.data, renderer, self._reader(policy).budget, exact).work(count)

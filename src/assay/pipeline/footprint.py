@@ -176,13 +176,13 @@ class Model:
         inputs, read_N = laid_out(like, task)
         part = read_N.unique() if like.reads_in_part and not self.gradient_checkpointing else None
         by_blocks = "blocks" in inputs
+        if by_blocks:
+            inputs, read_N, part = without_storage((inputs, read_N, part))
         backbone, trained = self.rehearsed if by_blocks else self.acted
         mlp = last_mlp(backbone.trunk)
         with nullcontext() if by_blocks else FAKE, LiveBytes(self.heap if task.learns else 1.0) as live:
             for parameter in trained.values():
                 parameter.grad = torch.empty_like(parameter) if task.again else None
-            if by_blocks:
-                inputs, read_N, part = without_storage((inputs, read_N, part))
             in_part = nullcontext() if part is None or mlp is None else only_at(mlp, part)
             with torch.set_grad_enabled(task.learns), in_part:
                 states_ND = backbone.forward(adapter=adapter_of(backbone), **inputs).flatten(0, 1)
@@ -215,8 +215,6 @@ def laid_out(backbone: Backbone, task: Pass) -> tuple[dict[str, Any], Tensor]:
     read_N, forest = read_at(batch, ends=task.ends), backbone.forest(batch)
     if forest is not None:
         told = backbone.laid_out(batch, forest, by_blocks=backbone.by_blocks)
-        if "blocks" in told:  # what one holds is freed for the next: the two largest show the most of it
-            told["blocks"] = sorted(told["blocks"], key=lambda block: block.bias.numel())[-2:]
         return told, forest.places_BT.flatten()[read_N]
     count, width = batch.input_ids.shape  # a mask of four axes: one of two would be looked into
     mask = torch.ones(count, 1, width, width, dtype=torch.bool, device=backbone.device).tril()

@@ -102,7 +102,7 @@ def test_what_a_pass_holds_is_what_is_then_alive() -> None:
         states_ND = backbone.states(batch, footprint.read_at(batch, ends=True))
         states_ND.sum().backward()
         measured = live.most - weights
-    assert held(MODEL, rows, words=False) == pytest.approx(measured, rel=0.05)
+    assert held(MODEL, rows, words=False) == pytest.approx(measured, rel=0.06)
 
 
 def test_what_every_run_imports_before_its_first_stage_is_counted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from assay.algorithms.masked import masked_mean
-from assay.algorithms.product import product
+from assay.algorithms.product import autocasts, product
 
 CHUNK = 256
 """Rows of logits alive at once: enough to keep the matrix product busy, little enough to stay in a CPU's cache."""
@@ -123,6 +124,6 @@ def _chunks(length: int, size: int) -> list[slice]:
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.autocast(hidden.device.type, enabled=False) if autocasts(hidden) else nullcontext():
         logits = product(hidden, weight, bias)
     return logits if temperature == 1 else logits.div_(temperature)

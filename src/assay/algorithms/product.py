@@ -63,6 +63,11 @@ class _Linear(Function):
         )
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on where this tensor is; never for one without storage, of which autocast knows nothing."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def _by_onednn(x: Tensor, weight_OI: Tensor) -> bool:
     return (
         x.device.type == "cpu"

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from assay.algorithms.product import product
+from assay.algorithms.product import autocasts, product
 
 
 def fuse(layer: LoraLayer) -> None:
@@ -31,7 +30,7 @@ def fuse(layer: LoraLayer) -> None:
             return base(x)
         (name,) = active
         drops = layer.training and getattr(layer.lora_dropout[name], "p", 0.0) > 0
-        if drops or base.weight.requires_grad or torch.is_autocast_enabled(x.device.type):
+        if drops or base.weight.requires_grad or autocasts(x):
             return plain(x, *args, **kwargs)
         weight = base.weight.T if isinstance(base, Conv1D) else base.weight
         down, up = layer.lora_A[name].weight, layer.lora_B[name].weight

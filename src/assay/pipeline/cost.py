@@ -9,6 +9,7 @@ What is done: workload.py; bytes of a pass: footprint.py; seconds of one: rates.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,11 +21,11 @@ from assay.data.prepared import Prepared
 from assay.data.render import Renderer
 from assay.models.backbone import Backbone
 from assay.models.config import LoraConfig, Template
+from assay.models.faster import LARGE
 from assay.models.precision import compute_dtype
 from assay.pipeline import environment
 from assay.pipeline.architecture import Architectures
-from assay.pipeline.footprint import MAPPED, Model, taken
-from assay.pipeline.graph import Node
+from assay.pipeline.footprint import Model, taken
 from assay.pipeline.rates import Rates
 from assay.pipeline.steps import Step
 from assay.pipeline.workload import Decode, Pass, Role, Task, Work, Workload, tokens
@@ -39,8 +40,8 @@ from assay.stages.config import (
 )
 
 MB = 2**20
-REPORT_MB = 85
-"""scikit-learn and what it imports, which the baselines in a reward model's report are made with; measured."""
+DOCTOR = ("assay.pipeline.checkup", "sklearn.feature_extraction.text", "sklearn.linear_model")
+"""What a run has imported before its first stage: the doctor, and what it fits the baselines of pairs with."""
 MOMENTS = 2
 """AdamW keeps two numbers for each that it changes."""
 CACHES = 2
@@ -92,6 +93,7 @@ class Estimator:
         self._models: dict[Any, Model] = {}
         self._like: dict[Any, Backbone] = {}
         self._stages: dict[Any, Stage] = {}
+        self._renderers: dict[Any, Renderer] = {}
         self._held: dict[Any, int] = {}
         self._rates: dict[Any, Rates] = {}
 
@@ -103,8 +105,6 @@ class Estimator:
             return None
         policy = stage.models["policy"]
         memory_mb = self._memory(stage) / MB + self.process_mb
-        if self.device == "cpu" and any(earlier.kind == "reward" for earlier in self._until(step)):
-            memory_mb += REPORT_MB
         if not timed:
             return Estimate(policy.parameters, policy.trained_parameters, memory_mb)
         update_s = sum(self._rates_of(stage.models[role]).update() for role in stage.work.learners)
@@ -113,7 +113,9 @@ class Estimator:
         return Estimate(policy.parameters, policy.trained_parameters, memory_mb, step_s if count else None, wall_s)
 
     def count_process(self) -> None:
-        """Count what this process holds from now on: what the stages import too, and no stand-ins."""
+        """Count what this process holds from now on: what a run imports too, and no stand-ins."""
+        for name in DOCTOR if self.data.preferences.train else DOCTOR[:1]:
+            importlib.import_module(name)
         self._like.clear()
         self._rates.clear()
         environment.give_back()
@@ -139,22 +141,15 @@ class Estimator:
 
     # Who takes part
 
-    def _until(self, step: Step) -> Iterator[Node]:
-        """The stages that this process has been through before."""
-        for earlier in self.steps.values():
-            if earlier.id == step.id:
-                return
-            if earlier.node is not None:
-                yield earlier.node
-
     def _stage(self, step: Step, config: Any, count: int) -> Stage | None:
         key = (step.id, config.model_dump_json(), count)
         models = self._roles(step, config)
         if key in self._stages or models is None:
             return self._stages.get(key)
         policy = models["policy"]
-        length = min(config.max_length, policy.context)
-        renderer = Renderer(self.architectures.tokenizer(step), template=self.template, max_length=length)
+        tokenizer, length = self.architectures.tokenizer(step), min(config.max_length, policy.context)
+        renderer = Renderer(tokenizer, template=self.template, max_length=length)
+        renderer = self._renderers.setdefault((id(tokenizer), length), renderer)  # which remembers what it has rendered
         exact = compute_dtype(self.device, policy.parameters).itemsize == 4
         exact = exact and getattr(config, "rollout_weights", "trained") == "trained"
         work = Workload(config, self.data, renderer, self._reader(policy).budget, exact).work(count)
@@ -245,7 +240,7 @@ class Estimator:
 
     def _left_over(self, model: Model, task: Decode) -> int:
         """What decoding leaves in the heap: pieces into which the larger tensors of a micro-batch do not fit."""
-        in_heap = task.rows * task.columns * model.cached < MAPPED and self.device == "cpu"
+        in_heap = task.rows * task.columns * model.cached < LARGE and self.device == "cpu"
         return self._decoding(model, task) if in_heap else 0
 
     # Time

@@ -1,17 +1,18 @@
 """What a model takes: its parameters and bytes, exactly, and the most bytes that are alive during one of its passes.
 
-The pass is run in PyTorch's fake mode, where every tensor has a size and a lifetime, and no memory. It is the code that
-the stages run (`Backbone.forward`, `token_logprobs`) on a micro-batch laid out as theirs are, so it knows what that
-knows: attention by blocks, recomputed logits, checkpointed activations, whatever a new architecture does.
+The pass is rehearsed with tensors that have a size and a lifetime, and no memory. It is the code that the stages run
+(`Backbone.forward`, `token_logprobs`) on a micro-batch laid out as theirs are, so it knows what that knows: attention
+by blocks, recomputed logits, checkpointed activations, whatever a new architecture does.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import sys
 import weakref
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,20 +24,22 @@ from torch.utils._pytree import tree_leaves
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from assay.algorithms.logprobs import token_logprobs
+from assay.data.forest import Block
 from assay.data.pack import TokenBatch, collate
 from assay.models.backbone import Backbone, drop_dropout
 from assay.models.config import LoraConfig
-from assay.models.faster import last_mlp, only_at
+from assay.models.faster import LARGE, last_mlp, only_at
 from assay.models.load import quiet_transformers
 from assay.models.policy import LabelIndex
-from assay.models.precision import bf16_speedup_on_cpu, compute_dtype, weight_dtype
+from assay.models.precision import compute_dtype, weight_dtype
 from assay.pipeline.workload import Pass
 
 HEAP_SHARE = 1.4
 """What glibc's heap grows to, over what is alive in it, while activations and gradients are made and freed by turns:
 1.36 to 1.44 for 2,000 to 8,000 places of the embedded model. The cure, mapping every tensor, takes 65 % more time."""
-MAPPED = 32 * 2**20
-"""Bytes from which glibc maps an allocation for itself, and returns it whole (mallopt(3), M_MMAP_THRESHOLD)."""
+FAKE = FakeTensorMode(allow_non_fake_inputs=True)
+"""Tensors that say they are on a device, as autocast and sdpa need to hear. Attention by blocks needs neither, being
+fp32 on a CPU, and is rehearsed on "meta", several times as fast."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +79,17 @@ class Model:
         return backbone, dict(backbone.adapters.parameters("policy"))
 
     @functools.cached_property
-    def _stage(self) -> FakeTensorMode:
-        bf16_speedup_on_cpu()  # is measured now and remembered: fake tensors have no speed
-        return FakeTensorMode(allow_non_fake_inputs=True)
+    def rehearsed(self) -> tuple[Backbone, dict[str, Tensor]]:
+        """The whole model without storage."""
+        compute_dtype(self.device, self.parameters)  # is measured now and remembered: without numbers nothing has speed
+        with torch.device("meta"):
+            return self.build("meta")
 
     @functools.cached_property
-    def rehearsed(self) -> tuple[Backbone, dict[str, Tensor]]:
-        """The whole model, all its tensors fake."""
-        with torch.device("meta"):
-            backbone, trained = self.build("meta")
-        with self._stage:
+    def acted(self) -> tuple[Backbone, dict[str, Tensor]]:
+        """The same of fake tensors."""
+        backbone, trained = replace(self).rehearsed
+        with FAKE:
             made = give_sizes(backbone.model, self.device)
         return backbone, {name: made[id(meta)] for name, meta in trained.items()}
 
@@ -171,18 +175,32 @@ class Model:
     def held(self, task: Pass, like: Backbone) -> int:
         """Most bytes on top of the weights while a micro-batch, laid out by `like`, goes through this model."""
         inputs, read_N = laid_out(like, task)
-        in_part = like.reads_in_part and not self.gradient_checkpointing
+        in_part, by_blocks = like.reads_in_part and not self.gradient_checkpointing, "blocks" in inputs
         part = like.part(read_N, inputs["input_ids"].numel()) if in_part else None
-        backbone, trained = self.rehearsed
+        if by_blocks:
+            inputs, read_N, part = without_storage((inputs, read_N, part))
+        backbone, trained = self.rehearsed if by_blocks else self.acted
         mlp = last_mlp(backbone.trunk)
-        with self._stage, LiveBytes(self.heap if task.learns else 1.0) as live:
+        weights, heap = backbone.model.parameters(), self.heap if task.learns else 1.0
+        with nullcontext() if by_blocks else FAKE, LiveBytes(heap, weights) as live:
             for parameter in trained.values():
                 parameter.grad = torch.empty_like(parameter) if task.again else None
-            fewer = contextlib.nullcontext() if part is None or mlp is None else only_at(mlp, part)
+            fewer = nullcontext() if part is None or mlp is None else only_at(mlp, part)
             with torch.set_grad_enabled(task.learns), fewer:
                 states_ND = backbone.forward(adapter=adapter_of(backbone), **inputs).flatten(0, 1)
                 finish(states_ND.index_select(0, read_N), backbone, task)
             return live.most
+
+
+def without_storage(told: Any) -> Any:
+    """The same with every tensor on "meta"."""
+    if isinstance(told, Block):
+        return replace(told, bias=told.bias.to("meta"))
+    if isinstance(told, dict):
+        return {key: without_storage(value) for key, value in told.items()}
+    if isinstance(told, list | tuple):
+        return [without_storage(one) for one in told]
+    return told.to("meta") if isinstance(told, Tensor) else told
 
 
 def read_at(batch: TokenBatch, *, ends: bool) -> Tensor:
@@ -225,17 +243,20 @@ def head_weight(backbone: Backbone) -> Tensor:
 
 def taken(size: int, heap: float) -> int:
     """Bytes that the process grows by for a tensor."""
-    return round(size * heap) if size < MAPPED else size
+    return round(size * heap) if size < LARGE else size
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors that are alive inside, now and at the most; small ones count `heap` times."""
+    """Bytes of the tensors that are alive inside, now and at the most; small ones count `heap` times.
 
-    def __init__(self, heap: float = 1.0) -> None:
+    What was `there` before does not count, and neither do views of it.
+    """
+
+    def __init__(self, heap: float = 1.0, there: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.heap = heap
         self.now = self.most = 0  # bytes
-        self._sizes: dict[int, int] = {}
+        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in there}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

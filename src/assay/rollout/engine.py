@@ -138,6 +138,7 @@ class Engine:
         check_cacheable(policy.model)
         ends = (renderer.eos_id, policy.tokenizer.eos_token_id)
         self._ends = frozenset(token for token in ends if isinstance(token, int))
+        self._stopping: dict[tuple[str, ...], StopStrings] = {}  # a cache of the class would keep every engine
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams, *, seeds: Sequence[int]) -> list[Generation]:
         """One response a prompt, in the order of the prompts; sample i depends on prompt i and seed i alone.
@@ -333,9 +334,10 @@ class Engine:
     def _ends_here(self, sample: Sample, stops: StopStrings) -> bool:
         return sample.ids[-1] in self._ends or stops.end(sample.ids)
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019  (an engine lives as long as its stage)
     def _stops(self, stop: tuple[str, ...]) -> StopStrings:
-        return StopStrings(self.policy.tokenizer, (*stop, *self.renderer.stop_strings))
+        if stop not in self._stopping:
+            self._stopping[stop] = StopStrings(self.policy.tokenizer, (*stop, *self.renderer.stop_strings))
+        return self._stopping[stop]
 
     def _result(self, prompt: Prompt, sample: Sample, params: SamplingParams) -> Generation:
         assert sample.finish is not None

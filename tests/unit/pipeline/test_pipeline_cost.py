@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from assay.data.pack import collate
 from assay.data.render import Row
 from assay.errors import UsageError
 from assay.models.config import LoraConfig
+from assay.models.faster import LARGE
 from assay.pipeline import environment, footprint, plan
 from assay.pipeline.artifacts import Store
 from assay.pipeline.footprint import LiveBytes, Model, taken
@@ -72,7 +75,7 @@ def test_live_bytes_are_those_of_the_tensors_that_have_not_been_freed() -> None:
 
 def test_a_large_tensor_is_mapped_and_a_small_one_shares_the_heap() -> None:
     assert taken(1000, 1.4) == 1400
-    assert taken(footprint.MAPPED, 1.4) == footprint.MAPPED
+    assert taken(LARGE, 1.4) == LARGE
 
 
 def held(model: Model, rows: list[Row], *, learns: bool = True, words: bool = True, again: bool = False) -> int:
@@ -100,6 +103,30 @@ def test_what_a_pass_holds_is_what_is_then_alive() -> None:
         states_ND.sum().backward()
         measured = live.most - weights
     assert held(MODEL, rows, words=False) == pytest.approx(measured, rel=0.05)
+
+
+def test_what_every_run_imports_before_its_first_stage_is_counted(tmp_path: Path) -> None:
+    """In a process of its own: here the other tests have imported it all."""
+    file = tmp_path / "r.yaml"
+    file.write_text("model: embedded\ndata: {world: frontdesk, preferences: 40}\nstages: [reward: {max_length: 96}]\n")
+    counted = """
+import sys
+from pathlib import Path
+from assay.pipeline import environment, plan
+from assay.pipeline.inputs import prepare
+from assay.pipeline.recipe import load_recipe
+from assay.pipeline.runner import Request, selected
+named = load_recipe(sys.argv[1], [])
+steps = selected(named, Request(), fetch=False)
+estimator = plan.estimator_of(named, steps, prepare(named.recipe.data, 0))
+before = environment.resident_mb()
+estimator.count_process()
+print("sklearn.linear_model" in sys.modules, estimator.process_mb - before)
+"""
+    told = subprocess.run([sys.executable, "-c", counted, str(file)], capture_output=True, text=True, check=True)
+    imported, grown_mb = told.stdout.split()
+    assert imported == "True"
+    assert float(grown_mb) > 40
 
 
 def test_activations_grow_in_proportion_to_the_rows() -> None:
@@ -161,7 +188,6 @@ stages:
 """
 
 
-@pytest.mark.slow
 def test_what_is_advised_for_every_stage_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit below what most stages would take: one refusal names them all, and its advice makes all of them fit."""
     file = tmp_path / "r.yaml"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,17 @@ def test_the_end_token_is_kept_in_the_ids_and_ends_the_sample(engine: Engine, mo
     [got] = engine.generate(PROMPTS[:1], SamplingParams(max_new_tokens=30), seeds=[0])
     assert (got.ids, got.text, got.finish) == (script, "yes, of course", "stop")
     assert len(got.logprobs) == len(got.ids)
+
+
+def test_an_engine_that_is_let_go_lets_its_model_go() -> None:
+    """Or every model that was ever sampled from would stay in memory until the process ends."""
+    policy = load_policy(tiny.folder("llama"), trainable=False)
+    model = weakref.ref(policy.model)
+    engine = Engine(policy, Renderer(policy.tokenizer, template="chat", max_length=64), max_batch=8)
+    engine.generate(PROMPTS[:1], SamplingParams(max_new_tokens=2), seeds=[0])
+    del policy, engine
+    gc.collect()
+    assert model() is None
 
 
 def test_a_sample_that_runs_out_of_tokens_says_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

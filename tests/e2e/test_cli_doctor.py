@@ -78,6 +78,28 @@ def test_a_run_tells_what_was_found_before_it_and_is_read_as_a_run_afterwards(re
     assert (code, "it takes no seed=2" in err) == (2, True)
 
 
+def test_what_could_not_be_read_is_exit_code_two(recipe: Path) -> None:
+    (run := recipe.parent / "runs" / "mine-1").mkdir(parents=True)
+    (run / "summary.json").write_text('{"stages": {"sft"')
+    code, out, _ = assay("doctor", "mine-1")
+    assert (code, out.splitlines()[0].partition(":")[0]) == (2, "unchecked")
+    assert "not read   mine-1/summary.json is not readable" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("", 2, "error: train.yaml holds no settings"),
+        ("lr: 1e-5\nlabels: {0: a}\n", 1, "taken as the settings of another trainer"),
+        ("lr: [1e-5,\n", 2, "error: train.yaml:2: not valid YAML"),
+    ],
+)
+def test_another_trainers_settings_are_read_as_it_reads_them(recipe: Path, text: str, code: int, said: str) -> None:
+    (recipe.parent / "train.yaml").write_text(text)
+    given, _, err = assay("doctor", "train.yaml")
+    assert (given, said in err) == (code, True)
+
+
 def test_what_is_none_of_them_is_told_all_that_it_could_be(recipe: Path) -> None:
     code, _, err = assay("doctor", "sandbxo")
     assert code == 2

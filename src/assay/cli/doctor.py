@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from assay.doctor.examination import Examination
     from assay.doctor.finding import Diagnosis, Finding
 
+EXIT_CODES = {"red": 1, "unchecked": 2}
+
 
 def doctor(
     words: list[str] = typer.Argument(
@@ -29,7 +31,7 @@ def doctor(
 ) -> None:
     """Say what is wrong with a recipe before it runs, or what went wrong in a run; why, and what to change.
 
-    Exit code 1 where the verdict is red.
+    Exit code 1 where the verdict is red, 2 where too little could be read for one.
     """
     reference, settings = split_words(words or [])
     with stdout_for_results():
@@ -38,24 +40,27 @@ def doctor(
         emit(given.facts())
     else:
         print("\n".join(lines(given)))
-    if given.diagnosis.verdict == "red":
-        raise typer.Exit(1)
+    if code := EXIT_CODES.get(given.verdict):
+        raise typer.Exit(code)
 
 
 def _examined(reference: str | None, settings: list[str], runs_dir: Path) -> Examination:
     """A recipe before it runs, or what lies on the disk; says how the words are understood."""
     from assay.doctor.examination import examination, of_settings
     from assay.errors import UsageError
-    from assay.pipeline.recipe import Recipe, draft, shipped
+    from assay.pipeline.recipe import Recipe, draft, find_recipe, shipped
 
     found = None if reference is None else _on_disk(reference, runs_dir)
     if found is None and (reference is None or Path(reference).is_file() or reference in shipped()):
         from assay.pipeline.checkup import of_recipe
 
-        written = draft(reference, settings)
-        if not written.document.data.keys() & Recipe.model_fields.keys():
+        path = find_recipe(reference)
+        if foreign := of_settings(path, Recipe.model_fields):
             say(f"{reference}: taken as the settings of another trainer, for no key is one of a recipe")
-            return of_settings(written.path)
+            return foreign
+        written = draft(reference, settings)
+        if not written.document.data:
+            raise UsageError(f"{path} holds no settings", hint="it is empty, or was cut off: write it again")
         say(f"{reference or 'no name'}: taken as the recipe {written.path}, before it runs")
         return of_recipe(written)
     if found is None:
@@ -82,7 +87,9 @@ def lines(given: Examination) -> Iterator[str]:
     from assay.doctor.finding import VERDICTS
 
     diagnosis = given.diagnosis
-    yield f"{diagnosis.verdict}: {VERDICTS[diagnosis.verdict]} ({', '.join(given.stages) or 'nothing'} looked at)"
+    yield f"{given.verdict}: {VERDICTS[given.verdict]} ({', '.join(given.stages) or 'nothing'} looked at)"
+    for lost in given.unread:
+        yield f"   not read   {lost}"
     for number, cause in enumerate(diagnosis.causes, start=1):
         yield ""
         yield from told(number, cause, diagnosis)

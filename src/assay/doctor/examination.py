@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from assay.doctor import (
     tokens,
     updates,
 )
-from assay.doctor.detector import ODD, Evidence, examine
-from assay.doctor.finding import VERDICTS, Diagnosis
+from assay.doctor.detector import ODD, Evidence, examine, modes
+from assay.doctor.finding import VERDICTS, Diagnosis, Finding, Verdict, diagnosis
 from assay.doctor.log import Log
 from assay.doctor.machine import Settings
 from assay.doctor.read import read
@@ -48,7 +48,14 @@ class Examination:
     what: str
     stages: Sequence[str]
     diagnosis: Diagnosis
-    notes: Sequence[str]
+    notes: Sequence[str] = ()
+    unread: Sequence[str] = ()
+    """What must be there and could not be read."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """That of the diagnosis; but without all that must be there, nothing less than red can be said for sure."""
+        return "unchecked" if self.unread and self.diagnosis.verdict != "red" else self.diagnosis.verdict
 
     def facts(self) -> dict[str, Any]:
         """As plain data: what `assay doctor --json` prints, and what the report begins with."""
@@ -57,8 +64,8 @@ class Examination:
         healthy = dict.fromkeys(pair for pair in self.diagnosis.checked if pair not in found)
         return {
             "what": self.what,
-            "verdict": self.diagnosis.verdict,
-            "in_words": VERDICTS[self.diagnosis.verdict],
+            "verdict": self.verdict,
+            "in_words": VERDICTS[self.verdict],
             "looked_at": list(self.stages),
             "findings": [
                 {**cause.facts(), "consequences": [found.facts() for found in self.diagnosis.consequences_of(cause)]}
@@ -74,6 +81,7 @@ class Examination:
                 }
                 for unchecked in self.diagnosis.unchecked
             ],
+            "unread": list(self.unread),
             "notes": list(self.notes),
         }
 
@@ -81,22 +89,45 @@ class Examination:
 def examination(path: Path) -> Examination:
     """Of a run, a foreign trainer's history or a table of metrics. UsageError where it is none of these."""
     found = read(path)
-    notes: list[str] = [*found.notes]
-    evidence: list[Evidence] = [*found.logs, *_readings(found.logs, notes)]
-    return Examination(str(path), [log.where for log in found.logs], examine(evidence), notes)
+    evidence: list[Evidence] = [*found.logs, *_readings(found.logs, found.unread)]
+    given = examine(evidence)
+    given = diagnosis([*given.findings, *_stopped(found.logs, given)], given.unchecked, given.checked)
+    if not (given.checked or found.unread):
+        found.unread.append("no check found what it reads")
+    return Examination(str(path), [log.where for log in found.logs], given, found.notes, found.unread)
 
 
-def _readings(logs: Sequence[Log], notes: list[str]) -> Iterator[data.Reading]:
+def _stopped(logs: Sequence[Log], given: Diagnosis) -> Iterator[Finding]:
+    """For what its monitor stopped a stage, where the log does not show it: it may be damaged."""
+    shown = {(found.mode.name, found.where) for found in given.findings}
+    for log in logs:
+        for mode in modes():
+            if mode.name == log.stopped.get("mode") and (mode.name, log.where) not in shown:
+                seen = f"{log.stopped['evidence']}; its monitor stopped it at step {log.stopped['step']}"
+                told = {name: log.stopped[name] for name in ("sureness", "cause", "cure", "change")}
+                yield Finding(mode, log.where, seen, "red", **told)
+
+
+def _readings(logs: Sequence[Log], unread: list[str]) -> Iterator[data.Reading]:
     """What was left out of files, as the report of a data stage counts it; the data of a world were not read."""
     for log in logs:
         if "rows" in log.reports.get("report", {}):
             try:
                 yield data.Reading.of(log.reports["report"], log.where)
             except ODD as error:
-                notes.append(f"{log.where}: report.json does not tell what was left out ({type(error).__name__})")
+                unread.append(f"{log.where}: report.json does not tell what was left out ({type(error).__name__})")
 
 
-def of_settings(path: Path) -> Examination:
-    """Of another trainer's settings, a map in a file of YAML, as PyYAML hands them to it."""
-    settings = Settings.foreign(path.name, yaml.safe_load(path.read_text(encoding="utf-8")))
-    return Examination(str(path), [settings.where], examine([settings]), ())
+def of_settings(path: Path, ours: Collection[str]) -> Examination | None:
+    """Of another trainer's settings, a map in a file of YAML, as PyYAML hands them to it; None where it is no such map.
+
+    `ours` are the keys of a recipe, of which another trainer's settings have none.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(values, Mapping) or not values or values.keys() & ours:
+            return None
+        settings = Settings.foreign(path.name, values)
+    except (OSError, RecursionError, ValueError, yaml.YAMLError):
+        return None  # the reader of recipes says what is wrong with it, and where
+    return Examination(str(path), [settings.where], examine([settings]))

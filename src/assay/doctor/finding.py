@@ -12,12 +12,13 @@ Severity = Literal["amber", "red"]
 Sureness = Literal["possible", "likely", "certain"]
 """Certain: nothing but this fault does that. Likely: a test at p < 0.001, or several signs. Possible: one sign."""
 Family = Literal["data", "sft", "reward", "policy", "direct", "machine"]
-Verdict = Literal["green", "amber", "red"]
+Verdict = Literal["green", "amber", "red", "unchecked"]
 
 VERDICTS: Mapping[Verdict, str] = {
     "green": "nothing was found that speaks against it",
     "amber": "it may be worse than it could be",
     "red": "it is broken, or cannot be trusted",
+    "unchecked": "too little could be read to say whether it is well",
 }
 """A verdict in words."""
 PACKAGE = Path(__file__).parents[1]

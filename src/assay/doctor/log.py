@@ -66,6 +66,8 @@ class Log:
     reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What the stage says at length, by the name of the file: accuracy, evaluation, report (of the data)."""
     config: Mapping[str, Any] = field(default_factory=dict)
+    stopped: Mapping[str, Any] = field(default_factory=dict)
+    """The finding, as plain data, for which its monitor stopped the stage, which has not gone on since."""
     foreign: bool = False
     """Written by another trainer: what only we log is then missing, and keys of the cure are not ours."""
 

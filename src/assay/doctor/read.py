@@ -1,29 +1,29 @@
 """Logs from the disk: a run's, finished or not; TRL's trainer_state.json; a table of metrics.
 
-What cannot be read is said in a note, and everything else is read.
+What cannot be read is told, and everything else is read.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, TypeVar
 
 from assay.doctor.log import Log
-from assay.errors import AssayError, UsageError
+from assay.doctor.rows import STATE, STEPS, Rows, of_history, of_table
+from assay.errors import StorageError, UsageError
 from assay.tracking.metrics import MetricsLine, read_json_lines, read_metrics
 
-STATE = "trainer_state.json"
+T = TypeVar("T")
+METRICS = "metrics.jsonl"
 REPORTS = ("accuracy", "evaluation", "report")
 """JSON files of an artifact that hold more than its flat metrics."""
-STEPS = ("step", "global_step", "Step", "episode", "epoch")
-"""Columns that may number the lines of a table, the best first."""
+SILENT = ("data", "evaluate")
+"""Kinds of stages that train nothing, and so log no steps."""
+SHOWN = 3
+"""Of the lines that were left out: how many are told one by one."""
 
 NAMES: Mapping[str, Mapping[str, str]] = {
     "ppo": {
@@ -93,24 +93,27 @@ SIGNS: Sequence[tuple[str, str]] = (
 """A metric that only one kind of trainer logs → the kind; the first that is there decides."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Found:
-    """What was read, and a sentence for everything that could not be."""
+    """What was read, and sentences for what was not."""
 
-    logs: Sequence[Log]
-    notes: Sequence[str] = field(default_factory=tuple)
+    logs: list[Log] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    """What must be there and could not be read: it speaks neither for the run nor against it."""
 
 
 def read(path: Path) -> Found:
-    """A run's folder, a folder or file of TRL's, or a .csv. UsageError where it is none of these."""
+    """A run's folder, a folder or file of TRL's, or a .csv. UsageError where it is none of these, or damaged."""
     if path.is_dir() and ((path / "summary.json").is_file() or (path / "recipe.yaml").is_file()):
         return read_run(path)
     if path.is_dir():
         path = next((state for state in (path / STATE, *_checkpoints(path)) if state.is_file()), path)
+    notes: list[str] = []
     if path.is_file() and path.suffix == ".csv":
-        return read_table(path)
+        return _foreign(path, of_table(path, notes), notes)
     if path.is_file() and path.suffix == ".json":
-        return read_trl(path)
+        return _foreign(path, of_history(path, notes), notes)
     raise UsageError(
         f"{path} is no run, no {STATE} and no .csv of metrics",
         hint="give a recipe, a folder that `assay run` or TRL wrote, or a table with one metric a column",
@@ -119,65 +122,53 @@ def read(path: Path) -> Found:
 
 def read_run(folder: Path) -> Found:
     """The stages of a run in their order; the one at work is read from its working folder."""
-    notes: list[str] = []
-    stages = _mapping(_object(folder / "summary.json", notes).get("stages"))
-    entries = {name: entry for name, entry in stages.items() if isinstance(entry, Mapping)}
-    if odd := sorted(stages.keys() - entries.keys()):
-        notes.append(f"{folder.name}/summary.json says nothing of {', '.join(odd)} that could be read")
-    root = folder.parent / "artifacts"
-    logs = [_stage(name, entry, root / str(entry.get("artifact")), notes) for name, entry in entries.items()]
-    known = {str(entry.get("artifact")) for entry in entries.values()}
-    awaited = _awaited(folder / "recipe.yaml", [log.kind for log in logs], notes)
-    for working in sorted(root.glob(".*.partial")):
-        kind, _, _ = working.name.removeprefix(".").rpartition("-")
-        artifact = working.name.removeprefix(".").removesuffix(".partial")
-        if artifact not in known and (awaited is None or kind in awaited):
-            notes.append(f"{kind} is not finished: only what it has logged so far is looked at")
-            _acted(kind, working / "findings.jsonl", notes)
-            logs.append(Log.of(kind, f"{kind} (unfinished)", _lines(working / "metrics.jsonl", notes)))
-    return Found(logs, tuple(notes))
+    found = Found()
+    summary = _object(folder / "summary.json", found)
+    for part, read_stage in (("stages", _finished), ("unfinished", _unfinished)):
+        stages = _mapping(summary.get(part))
+        for name, entry in stages.items():
+            if isinstance(entry, Mapping):
+                read_stage(name, entry, folder.parent / "artifacts", found)
+            else:
+                found.unread.append(f"{folder.name}/summary.json says nothing of {name} that could be read")
+    return found
 
 
-def _awaited(recipe: Path, done: Sequence[str], notes: list[str]) -> Counter[str] | None:
-    """Kinds of stages that the recipe still waits for; other runs have working folders in the same place."""
-    if not recipe.is_file():
-        return None
-    try:
-        wanted = Counter(["data"])
-        for stage in yaml.safe_load(recipe.read_text(encoding="utf-8"))["stages"]:
-            ((kind, settings),) = stage.items()
-            wanted[kind] += (settings or {}).get("seeds") or 1
-    except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError) as error:
-        notes.append(f"{recipe.parent.name}/{recipe.name} is not readable: {error}")
-        return None
-    return wanted - Counter(done)
+def _finished(name: str, entry: Mapping[str, Any], root: Path, found: Found) -> None:
+    kind, final, folder = str(entry.get("kind", "")), _mapping(entry.get("metrics")), root / str(entry.get("artifact"))
+    if not folder.is_dir():
+        found.unread.append(
+            f"{name}: its artifact {folder.name} is gone: only the numbers of the summary are looked at"
+        )
+        found.logs.append(Log(kind, name, final=final))
+        return
+    _acted(name, folder, found)
+    config = _mapping(_object(folder / "manifest.json", found).get("config"))
+    reports = {file.stem: _object(file, found) for file in sorted(folder.glob("*.json")) if file.stem in REPORTS}
+    lines = _lines_of(read_metrics, folder / METRICS, found)
+    if not (lines or kind in SILENT or (folder / METRICS).is_file()):
+        found.unread.append(f"{name}: {folder.name} has no {METRICS}: only its final numbers are looked at")
+    found.logs.append(Log.of(kind, name, lines, final=final, reports=reports, config=config))
 
 
-def read_trl(path: Path) -> Found:
-    """The log history of a trainer of TRL or transformers."""
-    notes: list[str] = []
-    history = _object(path, notes).get("log_history")
-    if not isinstance(history, list):
-        raise UsageError(f"{path} has no log_history", hint=f"give the {STATE} that the trainer saved")
-    rows = [{str(name): value for name, value in row.items()} for row in history if isinstance(row, Mapping)]
-    return _foreign(path, ((row.get("step"), row) for row in rows), notes)
+def _unfinished(name: str, entry: Mapping[str, Any], root: Path, found: Found) -> None:
+    """What a stage has logged so far. Its id tells its folder from those that other runs work in."""
+    folder = root / f".{entry.get('artifact')}.partial"
+    if not folder.is_dir():
+        found.notes.append(f"{name} has not begun")
+        return
+    found.notes.append(f"{name} is not finished: only what it has logged so far is looked at")
+    acts, lines = _acted(name, folder, found), _lines_of(read_metrics, folder / METRICS, found)
+    last = acts[-1] if acts else {}
+    resumed = lines and last.get("action") == "stopped" and lines[-1].step > last["step"]
+    stopped = last if last.get("action") == "stopped" and not resumed else {}
+    found.logs.append(
+        Log.of(str(entry.get("kind", "")), name, lines, config=_mapping(entry.get("config")), stopped=stopped)
+    )
 
 
-def read_table(path: Path) -> Found:
-    """A .csv with a line a step and a column a metric, under TRL's names or ours."""
-    notes: list[str] = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    column = next((name for name in STEPS if rows and name in rows[0]), None)
-    if column is None:
-        notes.append(f"{path.name} has no column named {', '.join(STEPS[:-1])} or {STEPS[-1]}: lines are numbered")
-    numbered = ((row.get(column) if column else number, row) for number, row in enumerate(rows, start=1))
-    return _foreign(path, numbered, notes)
-
-
-def _foreign(path: Path, rows: Iterable[tuple[Any, Mapping[str, Any]]], notes: list[str]) -> Found:
-    points = [(step, {name: _number(value) for name, value in row.items()}) for step, row in rows]
-    seen = {name for _, row in points for name, value in row.items() if value is not None}
+def _foreign(path: Path, points: Rows, notes: list[str]) -> Found:
+    seen = {name for _, row in points for name in row}
     kind = next((kind for sign, kind in SIGNS if sign in seen), None)
     if kind is None:
         raise UsageError(
@@ -186,72 +177,69 @@ def _foreign(path: Path, rows: Iterable[tuple[Any, Mapping[str, Any]]], notes: l
         )
     names = NAMES[kind]
     lines = []
-    for number, (step, row) in enumerate(points, start=1):
-        values = {
-            names.get(name, name): value for name, value in row.items() if value is not None and name not in STEPS
-        }
-        lines.append(MetricsLine(int(_number(step) or number), 0.0, values))
+    for step, row in points:
+        values = {names.get(name, name): value for name, value in row.items() if name not in STEPS}
+        lines.append(MetricsLine(step, 0.0, values))
     ours = {ours for of_kind in NAMES.values() for ours in of_kind.values()}
     if unknown := sorted(name for name in seen - set(STEPS) if "/" not in name and names.get(name, name) not in ours):
         notes.append(f"{path.name}: nothing is known of {', '.join(unknown)}")
-    return Found([Log.of(kind, path.name, lines, foreign=True)], tuple(notes))
+    return Found([Log.of(kind, path.name, lines, foreign=True)], notes)
 
 
-def _stage(name: str, entry: Mapping[str, Any], folder: Path, notes: list[str]) -> Log:
-    kind, final = str(entry.get("kind", "")), _mapping(entry.get("metrics"))
-    if not folder.is_dir():
-        notes.append(f"{name}: its artifact {folder.name} is gone, so only the numbers of the summary are looked at")
-        return Log(kind, name, final=final)
-    _acted(name, folder / "findings.jsonl", notes)
-    manifest = _object(folder / "manifest.json", notes)
-    reports = {file.stem: _object(file, notes) for file in sorted(folder.glob("*.json")) if file.stem in REPORTS}
-    lines, config = _lines(folder / "metrics.jsonl", notes), _mapping(manifest.get("config"))
-    return Log.of(kind, name, lines, final=final, reports=reports, config=config)
-
-
-def _acted(name: str, path: Path, notes: list[str]) -> None:
-    """What its monitor did to a stage, and why; what it only said, the log shows."""
-    try:
-        for row in read_json_lines(path):
+def _acted(name: str, folder: Path, found: Found) -> list[Mapping[str, Any]]:
+    """What its monitor did to a stage, and why, as notes too; what it only said, the log shows."""
+    path = folder / "findings.jsonl"
+    acts = []
+    for row in _lines_of(read_json_lines, path, found):
+        try:
+            told = f"{row['title']}: {row['evidence']}"
             if row["action"] != "said":
-                seen = f"{row['title']}: {row['evidence']}"
-                notes.append(f"{name} was {row['action']} at step {row.get('seen_at', row['step'])}: {seen}")
-    except (AssayError, KeyError) as error:
-        notes.append(f"{path.parent.name}/{path.name} is not readable: {error}")
+                found.notes.append(f"{name} was {row['action']} at step {row.get('seen_at', row['step'])}: {told}")
+                acts.append(row)
+        except KeyError as error:
+            found.unread.append(f"{_place(path)} has a line without {error}")
+    return acts
 
 
-def _lines(path: Path, notes: list[str]) -> list[MetricsLine]:
+def _lines_of(
+    reader: Callable[[Path, Callable[[StorageError], None]], Iterable[T]], path: Path, found: Found
+) -> list[T]:
+    """The lines of a log that can be read; those that cannot are told."""
+    odd: list[StorageError] = []
     try:
-        return read_metrics(path)
-    except (AssayError, KeyError, TypeError, ValueError, OSError) as error:
-        notes.append(f"{path.parent.name}/{path.name} is not readable: {error}")
+        lines = list(reader(path, odd.append))
+    except OSError as error:
+        found.unread.append(f"{_place(path)} is not readable: {error.strerror}")
         return []
+    if odd:
+        why = "; ".join(error.what.removeprefix(f"{path} ") for error in odd[:SHOWN])
+        more = ", …" if len(odd) > SHOWN else ""
+        told = f"{_place(path)}: {len(odd)} of {len(odd) + len(lines)} lines are left out: {why}{more}"
+        (found.notes if lines else found.unread).append(told)
+    return lines
 
 
-def _object(path: Path, notes: list[str]) -> dict[str, Any]:
-    """A JSON object; empty, with a note, where there is none."""
+def _object(path: Path, found: Found) -> dict[str, Any]:
+    """A JSON object; empty, and told, where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        notes.append(f"{path.parent.name}/{path.name} is not readable: {error}")
+        why = error.strerror if isinstance(error, OSError) else error
+        found.unread.append(f"{_place(path)} is not readable: {why}")
         return {}
     if not isinstance(value, dict):
-        notes.append(f"{path.parent.name}/{path.name} is no JSON object")
+        found.unread.append(f"{_place(path)} is no JSON object")
         return {}
     return value
+
+
+def _place(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     """The value, or nothing in its place."""
     return value if isinstance(value, Mapping) else {}
-
-
-def _number(value: Any) -> float | None:
-    """A number, also one written as text, also NaN; None for anything else and for an empty cell."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
 
 
 def _checkpoints(folder: Path) -> list[Path]:

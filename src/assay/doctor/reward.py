@@ -272,6 +272,8 @@ def length_bias(log: Log) -> Iterator[Finding]:
 @detects(NOT_FINITE)
 def not_finite(log: Log) -> Iterator[Finding]:
     """The metrics that were not finite first."""
+    if not log.series:
+        raise Missing("the log has no metrics")
     odd = [series for series in log.series.values() if series.not_finite]
     if odd:
         first = min(series.not_finite[0] for series in odd)

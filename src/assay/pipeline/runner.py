@@ -163,6 +163,7 @@ class _Run:
             if step.node is None:
                 check_counts(found.manifest["metrics"], self.plan)
             return
+        self.write_summary()
         with self.store.writing(step.identity.id) as folder:
             self.artifacts[step.id] = self.store.get(step.identity.id) or self._make(step, folder)
         self.write_summary()
@@ -170,8 +171,9 @@ class _Run:
     def write_summary(self) -> None:
         """summary.json, unless it says the same already: the time of a run that made nothing is of no interest."""
         path, summary = self.folder / "summary.json", self.summary()
-        with suppress(OSError, ValueError):
-            if json.loads(path.read_text(encoding="utf-8"))["stages"] == summary["stages"]:
+        with suppress(LookupError, OSError, TypeError, ValueError):
+            written = json.loads(path.read_text(encoding="utf-8"))
+            if all(written[part] == summary[part] for part in ("stages", "unfinished")):
                 return
         write_json(path, summary)
 
@@ -186,6 +188,11 @@ class _Run:
                 step.id: {"kind": made.manifest["kind"], "artifact": made.id, "metrics": made.manifest["metrics"]}
                 for step in self.recipe
                 if (made := self.artifacts.get(step.id))
+            },
+            "unfinished": {
+                step.id: {"kind": step.identity.kind, "artifact": step.identity.id, "config": dict(step.config)}
+                for step in self.recipe
+                if step.id not in self.artifacts
             },
         }
 

@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from assay.errors import StorageError
 
 RESERVED = frozenset({"step", "time", "non_finite"})
+MOST_STEPS = 2**62
+"""More than any run has; numpy counts them in 64 bits."""
+T = TypeVar("T")
 
 
 class Mirror(Protocol):
@@ -149,31 +152,22 @@ class SamplesLog:
         self._lines.close()
 
 
-def read_metrics(path: Path) -> list[MetricsLine]:
-    """Every whole line of a metrics.jsonl; [] where there is no such file."""
-    return [_metrics_line(row) for row in read_json_lines(path)]
+def _raise(error: StorageError) -> None:
+    raise error
 
 
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_metrics(path: Path, odd: Callable[[StorageError], None] = _raise) -> list[MetricsLine]:
+    """Every whole line of a metrics.jsonl; [] where there is no such file. Raises, or tells `odd`, as below."""
+    return list(_read_lines(path, _metrics_line, odd))
+
+
+def read_json_lines(path: Path, odd: Callable[[StorageError], None] = _raise) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file in order; a last line without its end is left out. Nothing if there is no file.
 
-    Raises `StorageError` with the line number where a whole line is not a JSON object.
+    Raises `StorageError` with the line number where a whole line is not a JSON object; or `odd` is told, and the line
+    is left out.
     """
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise StorageError(
-                    f"{path} line {number}: not valid JSON ({error})", hint="Delete that line."
-                ) from error
-            if not isinstance(row, dict):
-                raise StorageError(f"{path} line {number}: not a JSON object", hint="Delete that line.")
-            yield row
+    return _read_lines(path, _row, odd)
 
 
 def series(lines: Iterable[MetricsLine], name: str) -> tuple[list[int], list[float]]:
@@ -182,11 +176,40 @@ def series(lines: Iterable[MetricsLine], name: str) -> tuple[list[int], list[flo
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _metrics_line(row: Mapping[str, Any]) -> MetricsLine:
+def _read_lines(path: Path, made_of: Callable[[bytes], T], odd: Callable[[StorageError], None]) -> Iterator[T]:
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                made = made_of(line)
+            except (AttributeError, OverflowError, TypeError, ValueError) as error:
+                odd(StorageError(f"{path} line {number}: {error}", hint="Delete that line."))
+            else:
+                yield made
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"not valid JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise TypeError("not a JSON object")
+    return row
+
+
+def _metrics_line(line: bytes) -> MetricsLine:
+    row = _row(line)
+    for name in ("step", "time"):
+        if not isinstance(row.get(name), int | float) or not abs(row[name]) < MOST_STEPS:
+            raise ValueError(f"its {name} is {row.get(name)!r}")
     odd = row.get("non_finite", {})
     known = {name: odd.get(name, "nan" if value is None else value) for name, value in row.items()}
     values = {name: float(value) for name, value in known.items() if name not in RESERVED}
-    return MetricsLine(step=row["step"], time=row["time"], values=values)
+    return MetricsLine(step=int(row["step"]), time=row["time"], values=values)
 
 
 def _or_null(value: Any) -> Any:

@@ -33,7 +33,9 @@ def test_the_index_is_that_of_the_modes() -> None:
 @pytest.mark.parametrize("mode", KNOWN, ids=lambda mode: mode.name)
 def test_a_page_says_what_why_how_and_what_to_do(mode: Mode) -> None:
     page = (PAGES / f"{mode.name}.md").read_text(encoding="utf-8")
-    assert page.startswith("# ")
+    title, _, name, *_ = page.splitlines()
+    assert title.startswith("# ")
+    assert name == f"`{mode.name}` · mode {mode.number}"
     headings = ["What you see", "Why it happens", "How the doctor decides", "How to fix it"]
     assert [line[3:] for line in page.splitlines() if line.startswith("## ")] == headings
 

@@ -11,17 +11,33 @@ import pytest
 from assay.doctor.read import read
 from assay.errors import UsageError
 
+WORKING = "artifacts/.reward-3.partial"
+SETTINGS = {"batch_size": 16}
+STOPPED = {
+    **{"step": 2, "action": "stopped", "mode": "loss-blow-up", "title": "The training loss rises", "where": "reward"},
+    **{"severity": "red", "sureness": "likely", "evidence": "9 after 1", "cause": "long steps", "cure": "short steps"},
+    "change": {"reward.optim.learning_rate": 0.001},
+}
+
 
 def a_run(root: Path) -> Path:
-    """Two stages, of which the artifact of the second is whole; a third at work."""
+    """Two stages, of which the artifact of the second is whole; a third at work, and one that has not begun."""
     run, artifacts = root / "mine-1", root / "artifacts"
     run.mkdir()
     stages = {
         "sft": {"kind": "sft", "artifact": "sft-1", "metrics": {"validation_loss": 0.5}},
         "aligned": {"kind": "ppo", "artifact": "ppo-2", "metrics": {"kl": 3.0, "accuracy": 0.7}},
     }
-    (run / "summary.json").write_text(json.dumps({"run": "mine-1", "stages": stages}))
-    for name, lines in (("ppo-2", [{"objective/kl": 1.5}, {"objective/kl": None}]), (".reward-3.partial", [{"a": 1}])):
+    unfinished = {
+        "judge": {"kind": "reward", "artifact": "reward-3", "config": SETTINGS},
+        "evaluate": {"kind": "evaluate", "artifact": "evaluate-4", "config": {}},
+    }
+    (run / "summary.json").write_text(json.dumps({"run": "mine-1", "stages": stages, "unfinished": unfinished}))
+    for name, lines in (
+        ("ppo-2", [{"objective/kl": 1.5}, {"objective/kl": None}]),
+        (".reward-3.partial", [{"train/loss": 0.7}, {"train/loss": 0.6}]),
+        (".reward-5.partial", [{"train/loss": 9.0}]),  # another run's
+    ):
         (artifacts / name).mkdir(parents=True)
         rows = [json.dumps({"step": step, "time": 0.1, **row}) for step, row in enumerate(lines, start=1)]
         (artifacts / name / "metrics.jsonl").write_text("\n".join(rows) + '\n{"step": 3, "ti')
@@ -32,7 +48,7 @@ def a_run(root: Path) -> Path:
 
 def test_a_run_is_read_stage_by_stage_with_what_is_missing_told(tmp_path: Path) -> None:
     found = read(a_run(tmp_path))
-    sft, aligned, reward = found.logs
+    sft, aligned, _ = found.logs
     assert (sft.kind, sft.where, sft.number("validation_loss"), dict(sft.series)) == ("sft", "sft", 0.5, {})
     assert (aligned.kind, aligned.where, aligned.number("kl")) == ("ppo", "aligned", 3.0)
     assert aligned["objective/kl"].values.tolist() == [1.5]
@@ -40,24 +56,16 @@ def test_a_run_is_read_stage_by_stage_with_what_is_missing_told(tmp_path: Path) 
     assert aligned.setting("kl_coef") == 0.05
     assert aligned.reports["accuracy"] == {"ceiling": 0.8}
     assert aligned.number("accuracy") == 0.7
-    assert (reward.kind, reward["a"].last) == ("reward", 1.0)
     assert not aligned.foreign
-    assert [note.split(":")[0] for note in found.notes] == ["sft", "reward is not finished"]
+    assert found.unread == ["sft: its artifact sft-1 is gone: only the numbers of the summary are looked at"]
+    assert found.notes[1:] == ["evaluate has not begun"]
 
 
-@pytest.mark.parametrize(
-    ("stages", "read_too"),
-    [
-        ("- sft: {}\n- ppo: {}\n", False),
-        ("- sft: {}\n- reward: {}\n- ppo: {}\n", True),
-        ("- sft: {seeds: 2}\n- ppo: {}\n", False),
-        ("- nonsense\n", True),
-    ],
-)
-def test_what_another_run_is_at_work_on_is_not_of_this_run(tmp_path: Path, stages: str, read_too: bool) -> None:
-    run = a_run(tmp_path)
-    (run / "recipe.yaml").write_text(f"stages:\n{stages}")
-    assert ("reward (unfinished)" in [log.where for log in read(run).logs]) is read_too
+def test_an_unfinished_stage_is_read_from_its_own_folder_with_its_settings(tmp_path: Path) -> None:
+    found = read(a_run(tmp_path))
+    (reward,) = [log for log in found.logs if log.kind == "reward"]
+    assert (reward.where, reward["train/loss"].values.tolist(), reward.config) == ("judge", [0.7, 0.6], SETTINGS)
+    assert found.notes[0] == "judge is not finished: only what it has logged so far is looked at"
 
 
 def test_a_summary_of_odd_entries_is_read_as_far_as_it_can_be(tmp_path: Path) -> None:
@@ -65,17 +73,61 @@ def test_a_summary_of_odd_entries_is_read_as_far_as_it_can_be(tmp_path: Path) ->
     (run / "summary.json").write_text(json.dumps({"stages": {"sft": 3, "ppo": {"kind": "ppo", "metrics": [1]}}}))
     found = read(run)
     assert [(log.where, dict(log.final)) for log in found.logs if log.kind == "ppo"] == [("ppo", {})]
-    assert "mine-1/summary.json says nothing of sft that could be read" in found.notes
+    assert "mine-1/summary.json says nothing of sft that could be read" in found.unread
 
 
 def test_damaged_files_cost_what_they_hold_and_nothing_else(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     (tmp_path / "artifacts" / "ppo-2" / "manifest.json").write_text("{")
-    (tmp_path / "artifacts" / "ppo-2" / "metrics.jsonl").write_text('{"step": 1, "time": 0}\nnonsense\n')
+    (tmp_path / "artifacts" / "ppo-2" / "metrics.jsonl").write_text('nonsense\n{"step": "1", "time": 0}\n')
+    (tmp_path / "artifacts" / "ppo-2" / "findings.jsonl").write_text('{"action": "stopped"}\n')
     found = read(run)
     assert found.logs[1].number("kl") == 3.0
     assert dict(found.logs[1].series) == {}
-    assert sum("not readable" in note for note in found.notes) == 2
+    assert [line.partition(":")[0] for line in found.unread[1:]] == [
+        "ppo-2/findings.jsonl has a line without 'title'",
+        "ppo-2/manifest.json is not readable",
+        "ppo-2/metrics.jsonl",
+    ]
+    assert found.unread[-1].endswith(
+        "2 of 2 lines are left out: line 1: not valid JSON (Expecting value: line 1 column "
+        "1 (char 0)); line 2: its step is '1'"
+    )
+
+
+def test_a_log_that_is_gone_or_locked_is_told(tmp_path: Path) -> None:
+    run, log = a_run(tmp_path), tmp_path / "artifacts" / "ppo-2" / "metrics.jsonl"
+    log.unlink()
+    assert "aligned: ppo-2 has no metrics.jsonl: only its final numbers are looked at" in read(run).unread
+    log.mkdir()
+    assert "ppo-2/metrics.jsonl is not readable: Is a directory" in read(run).unread
+
+
+ODD_LINES = ["nonsense", "[]", '{"step": 1e400, "time": 0}', '{"step": 7, "time": 0, "train/loss": "much"}', "\xff"]
+
+
+def test_a_line_that_is_none_is_left_out_and_the_others_are_read(tmp_path: Path) -> None:
+    run, log = a_run(tmp_path), tmp_path / WORKING / "metrics.jsonl"
+    good = [json.dumps({"step": step, "time": step, "train/loss": 1.0 / step}) for step in range(1, 9)]
+    log.write_bytes("\n".join([*good[:4], *ODD_LINES, *good[4:], ""]).encode("latin-1"))
+    found = read(run)
+    assert found.logs[-1]["train/loss"].steps.tolist() == list(range(1, 9))
+    (told,) = [note for note in found.notes if "left out" in note]
+    assert told.startswith(".reward-3.partial/metrics.jsonl: 5 of 13 lines are left out: line 5: not valid JSON")
+    assert "; line 6: not a JSON object; line 7: its step is inf, …" in told
+    assert not any("reward-3" in line for line in found.unread)
+
+
+def test_a_stage_that_its_monitor_stopped_is_so_until_it_goes_on(tmp_path: Path) -> None:
+    run, folder = a_run(tmp_path), tmp_path / WORKING
+    said = STOPPED | {"action": "said", "step": 1}
+    (folder / "findings.jsonl").write_text(f"{json.dumps(said)}\n{json.dumps(STOPPED)}\n")
+    found = read(run)
+    assert found.logs[-1].stopped["mode"] == "loss-blow-up"
+    assert "judge was stopped at step 2: The training loss rises: 9 after 1" in found.notes
+    with (folder / "metrics.jsonl").open("w") as file:
+        file.writelines(json.dumps({"step": step, "time": 0, "train/loss": 1.0}) + "\n" for step in (1, 2, 3))
+    assert read(run).logs[-1].stopped == {}
 
 
 @pytest.mark.parametrize(
@@ -109,23 +161,12 @@ def test_the_latest_checkpoint_of_a_trainer_is_read(tmp_path: Path) -> None:
     assert log["train/loss"].steps.tolist() == [10]
 
 
-def test_a_table_may_have_gaps_nans_and_columns_that_nobody_knows(tmp_path: Path) -> None:
+def test_a_table_may_have_columns_that_nobody_knows(tmp_path: Path) -> None:
     table = tmp_path / "metrics.csv"
-    table.write_text("\ufeffstep,objective/kl,colour,lr\n1,-0.5,red,1e-5\n2,,blue,\n3,nan,,1e-5\n", encoding="utf-8")
-    found = read(table)
-    (log,) = found.logs
-    assert (log.kind, log["objective/kl"].steps.tolist(), log["objective/kl"].not_finite) == ("ppo", [1], (3,))
-    assert log["policy/learning_rate"].steps.tolist() == [1, 3]
-    assert found.notes == ()  # a column of words holds no number
-
-
-def test_a_table_without_steps_is_numbered_and_unknown_metrics_are_named(tmp_path: Path) -> None:
-    table = tmp_path / "metrics.csv"
-    table.write_text("loss,charm\n0.5,1\n0.4,2\n")
+    table.write_text("loss,charm,colour\n0.5,1,red\n0.4,2,blue\n")
     found = read(table)
     assert found.logs[0]["train/loss"].steps.tolist() == [1, 2]
-    assert "lines are numbered" in found.notes[0]
-    assert "charm" in found.notes[1]
+    assert found.notes[1:] == ["metrics.csv: nothing is known of charm"]  # a column of words holds no number
 
 
 @pytest.mark.parametrize(
@@ -133,9 +174,6 @@ def test_a_table_without_steps_is_numbered_and_unknown_metrics_are_named(tmp_pat
     [
         ("notes.txt", "hello", "no run"),
         ("x.csv", "a,b\n1,2\n", "none of the metrics"),
-        ("x.csv", "", "none of the metrics"),
-        ("state.json", "{}", "no log_history"),
-        ("state.json", "not json", "no log_history"),
     ],
 )
 def test_what_is_no_log_is_refused_with_the_way_out(tmp_path: Path, name: str, text: str, said: str) -> None:

@@ -101,7 +101,9 @@ def test_gaps_are_said_and_the_rest_is_checked(run: Path) -> None:
 
 def test_a_run_at_work_is_reported_as_far_as_it_is(tmp_path: Path) -> None:
     run = fabricate_run(tmp_path, ("data", "sft"))
-    (run / "recipe.yaml").write_text("data: {world: frontdesk}\nstages:\n- sft: {}\n- ppo: {}\n")
+    summary = json.loads((run / "summary.json").read_text())
+    ppo = {"kind": "ppo", "artifact": "ppo-0123456789ab", "config": {}}
+    (run / "summary.json").write_text(json.dumps(summary | {"unfinished": {"ppo": ppo}}))
     for kind in ("ppo", "reward"):  # the latter is another run's
         folder = tmp_path / "artifacts" / f".{kind}-0123456789ab.partial"
         folder.mkdir()

@@ -57,7 +57,7 @@ def test_a_run_makes_every_stage_once_in_order_and_gives_each_its_inputs(recipe:
 def test_the_summary_on_disk_is_the_summary_returned_and_its_metrics_are_flat_json(recipe: Path):
     summary = run(load(recipe), Fakes().request())
     on_disk = json.loads((Path(summary["dir"]) / "summary.json").read_text())
-    assert on_disk.keys() == summary.keys() == {"run", "dir", "wall_s", "peak_rss_mb", "stages"}
+    assert on_disk.keys() == summary.keys() == {"run", "dir", "wall_s", "peak_rss_mb", "stages", "unfinished"}
     assert on_disk["stages"] == summary["stages"]
     metrics = summary["stages"]["sft"]["metrics"]
     assert (metrics["name"], metrics["loss"], metrics["none"]) == ("sft", None, None)  # NaN is no JSON
@@ -128,6 +128,24 @@ def test_only_runs_a_stage_and_what_it_needs(recipe: Path):
     summary = run(load(recipe), stages.request(only="reward"))
     assert stages.called == ["sft", "reward"]
     assert list(summary["stages"]) == ["data", "sft", "reward"]
+
+
+def test_the_summary_names_what_is_unfinished_while_it_is_made(recipe: Path):
+    folder = load(recipe).run_dir
+    seen: list[dict[str, Any]] = []
+
+    def look(step: int) -> None:
+        if step == 1:
+            seen.append(json.loads((folder / "summary.json").read_text()))
+
+    summary = run(load(recipe), Fakes(trouble={"sft": look, "ppo": look}).request())
+    assert [list(at["stages"]) for at in seen] == [["data"], ["data", "sft", "reward"]]
+    assert [list(at["unfinished"]) for at in seen] == [["sft", "reward", "ppo"], ["ppo"]]
+    ppo = seen[1]["unfinished"]["ppo"]
+    assert (ppo["kind"], ppo["artifact"]) == ("ppo", folder_of(summary, "ppo").name)
+    assert ppo["config"] == json.loads((folder_of(summary, "ppo") / "manifest.json").read_text())["config"]
+    assert summary["unfinished"] == {}
+    assert list(run(load(recipe, "seed=1"), Fakes().request(only="sft"))["unfinished"]) == ["reward", "ppo"]
 
 
 def test_only_leaves_what_is_finished_in_the_summary(recipe: Path):

@@ -67,6 +67,7 @@ GREEN: dict[str, Any] = {
         {"mode": "repetition", "title": LOOPS, "where": "ppo"},
     ],
     "unchecked": [],
+    "unread": [],
     "notes": [],
 }
 """What the doctor says of a run in which it found nothing, as plain data."""
@@ -117,7 +118,8 @@ RED: dict[str, Any] = GREEN | {
             "why": "the log has no val/explained_variance",
         }
     ],
-    "notes": ["sft: its artifact is gone, so only the numbers of the summary are looked at"],
+    "unread": ["sft: its artifact is gone: only the numbers of the summary are looked at"],
+    "notes": [],
 }
 """Of a run with a cause, its consequence, and another cause."""
 WALL_S = {"data": 6.1, "pretrain": 600.0, "sft": 41.0, "reward": 55.5, "ppo": 124.2, "evaluate": 19.8}

@@ -118,6 +118,27 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -
         read_metrics(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"step": 2}', "its time is None"),
+        ('{"step": "2", "time": 0}', "its step is '2'"),
+        ('{"step": 9223372036854775808, "time": 0}', "its step is 9223372036854775808"),
+        ('{"step": 2, "time": NaN}', "its time is nan"),
+        ('{"step": 2, "time": 0, "loss": [1]}', "must be a string or a real number"),
+        ('{"step": 2, "time": 0, "loss": null, "non_finite": 3}', "'int' object has no attribute"),
+    ],
+)
+def test_a_line_that_is_no_line_of_metrics_is_named_or_told_and_left_out(tmp_path: Path, line: str, why: str) -> None:
+    path, odd = tmp_path / "metrics.jsonl", list[StorageError]()
+    path.write_text(f'{{"step": 1, "time": 0}}\n{line}\n{{"step": 3, "time": 0}}\n')
+    with pytest.raises(StorageError, match=r"metrics\.jsonl line 2: "):
+        read_metrics(path)
+    assert [line.step for line in read_metrics(path, odd.append)] == [1, 3]
+    (error,) = odd
+    assert why in error.what
+
+
 def test_a_write_that_the_system_refuses_is_one_clear_error_and_leaves_whole_lines(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource", reason="file size limits stand in for a full disk; POSIX only")
     path = tmp_path / "samples.jsonl"

@@ -256,7 +256,14 @@ def test_what_was_looked_for_in_vain_is_told_and_green(full_run: Path) -> None:
     ("examined", "said"),
     [
         ({"failed": "KeyError: 'stages'"}, "The doctor could not examine this run (KeyError: 'stages')."),
-        (GREEN | {"not_found": [], "looked_at": []}, "Nothing here can be examined yet."),
+        (
+            GREEN | {"verdict": "unchecked", "in_words": "too little was read", "unread": ["no sft", "no ppo"]},
+            "Too little was read: no sft; no ppo. 2 ways of going wrong were looked for in sft and ppo.",
+        ),
+        (
+            GREEN | {"verdict": "unchecked", "in_words": "too little", "unread": ["no log"], "not_found": []},
+            "Too little: no log.",
+        ),
     ],
 )
 def test_a_run_that_nobody_could_examine_has_no_colour(full_run: Path, examined: Facts, said: str) -> None:

@@ -1,6 +1,6 @@
 """What the doctor says of a run, ready to be shown. It comes as plain data, for the doctor stands above this room.
 
-{"verdict", "in_words", "findings", "not_found", "unchecked", "notes"} or {"failed"}  →  Diagnosis (blocks.py)
+{"verdict", "in_words", "findings", "not_found", "unchecked", "unread", "notes"} or {"failed"}  →  Diagnosis (blocks.py)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from assay.tracking.report import guide
 from assay.tracking.report.blocks import Cause, Consequence, Diagnosis, Level
 from assay.tracking.report.words import count, listing
 
-LEVELS: Mapping[str, Level] = {"green": "good", "amber": "warn", "red": "bad"}
+LEVELS: Mapping[str, Level] = {"green": "good", "amber": "warn", "red": "bad", "unchecked": "info"}
 SURENESS = {
     "certain": "Certain: nothing else does that.",
     "likely": "Likely: several signs say so, or one that chance makes in fewer than 1 of 1,000 runs.",
@@ -29,22 +29,23 @@ def diagnosis(examined: Facts) -> Diagnosis:
         return Diagnosis("info", "No verdict", said)
     verdict, findings = examined["verdict"], examined["findings"]
     looked_for = len(_modes(examined["not_found"]) | _modes(_all(findings)))
-    level = LEVELS[verdict] if looked_for else "info"
     return Diagnosis(
-        level=level,
-        word=verdict.capitalize() if looked_for else "No verdict",
+        level=LEVELS[verdict],
+        word="No verdict" if verdict == "unchecked" else verdict.capitalize(),
         said=_said(examined, looked_for),
         causes=_causes(findings),
         not_found=_by_place(examined["not_found"]),
         unchecked=_by_reason(examined["unchecked"]),
-        notes=examined["notes"],
+        notes=[*examined["unread"], *examined["notes"]],
     )
 
 
 def _said(examined: Facts, looked_for: int) -> str:
     """The verdict in a sentence, what it rests on, and what it says nothing about."""
+    unread = f": {'; '.join(examined['unread'])}" if examined["verdict"] == "unchecked" else ""
+    verdict = _sentence(f"{examined['in_words']}{unread}")
     if not looked_for:
-        return "Nothing here can be examined yet."
+        return verdict
     findings = examined["findings"]
     rests = f"{count(looked_for)} ways of going wrong were looked for in {listing(examined['looked_at'])}"
     found = len(list(_all(findings)))
@@ -53,7 +54,7 @@ def _said(examined: Facts, looked_for: int) -> str:
     known = _modes(examined["not_found"]) | _modes(_all(findings))
     gaps = len(_modes(examined["unchecked"]) - known)
     unknown = f"; {count(gaps)} more could not be checked" if gaps else ""
-    return f"{_sentence(examined['in_words'])} {rests}{seen}{causes}{unknown}."
+    return f"{verdict} {rests}{seen}{causes}{unknown}."
 
 
 def _causes(findings: Sequence[Facts]) -> Sequence[Cause]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from assay.doctor import (
     tokens,
     updates,
 )
+from assay.doctor.cure import agreeing, proposed
 from assay.doctor.detector import ODD, Evidence, examine
 from assay.doctor.finding import VERDICTS, Diagnosis
 from assay.doctor.log import Log
@@ -83,7 +84,9 @@ def examination(path: Path) -> Examination:
     found = read(path)
     notes: list[str] = [*found.notes]
     evidence: list[Evidence] = [*found.logs, *_readings(found.logs, notes)]
-    return Examination(str(path), [log.where for log in found.logs], examine(evidence), notes)
+    given, before = examine(evidence), proposed(path)
+    given = replace(given, findings=[agreeing(one, before) for one in given.findings])
+    return Examination(str(path), [log.where for log in found.logs], given, notes)
 
 
 def _readings(logs: Sequence[Log], notes: list[str]) -> Iterator[data.Reading]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.doctor.config import Act
+from assay.doctor.cure import agreeing, written
 from assay.doctor.finding import Finding
 from assay.doctor.monitor import Monitor, window
 from assay.doctor.reward import NOT_FINITE
@@ -47,8 +48,10 @@ class Watch:
         config: Mapping[str, Any],
         act: Act,
         say: Callable[[str], None],
+        proposed: Mapping[str, Any] | None = None,
     ) -> None:
-        self.where, self.act, self.say = where, act, say
+        """`proposed` are the cures that were told before the run: of these keys they are the cure now, too."""
+        self.where, self.act, self.say, self.proposed = where, act, say, proposed or {}
         self.monitor = Monitor(kind, where, config, say=self._found)
         self.remedy = Remedy()
         self._metrics, self._checkpoint = folder / "metrics.jsonl", folder / CHECKPOINT
@@ -91,9 +94,9 @@ class Watch:
 
     def trouble(self) -> TrainingError | None:
         """Why the stage must stop, with a checkpoint. Raises `Again` where it was corrected instead."""
-        fatal = self.monitor.fatal
-        if fatal is None or self.act == "warn":
+        if self.monitor.fatal is None or self.act == "warn":
             return None
+        fatal = agreeing(self.monitor.fatal, self.proposed)
         if self._correct(fatal):
             raise Again
         self._record("stopped", fatal, self._step)
@@ -115,6 +118,7 @@ class Watch:
         )
 
     def _found(self, finding: Finding, step: int) -> None:
+        finding = agreeing(finding, self.proposed)
         self._record("said", finding, step)
         self.say(
             f"{self.where} step {step}: {finding.mode.title} ({finding.severity}, {finding.sureness}): "
@@ -143,8 +147,7 @@ class Watch:
 
     def _cure(self, finding: Finding) -> str:
         """In words, and as settings of this stage."""
-        own = {key.removeprefix(f"{self.monitor.kind}."): value for key, value in finding.change.items()}
-        given = " ".join(f"{self.where}.{key}={value}" for key, value in own.items())
+        given = " ".join(written(finding.change))
         return f"{finding.advice} Here: {given}." if given else finding.advice
 
     def _older(self) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +17,10 @@ import torch
 from bench.doctor_trial.fault import SEED, Fault, chance, memory
 from safetensors.torch import load_file, save_file
 from tests.unit.stages.toy import COLOURS, QUESTIONS, Memory, toy_data, toy_model
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import Parameter
+from transformers import PreTrainedTokenizerFast
 
 from assay.data.pack import TokenBatch
 from assay.data.prepared import Prepared, Splits
@@ -472,11 +475,15 @@ def untrained_token(folder: Path) -> list[Evidence]:
 
 
 def another_tokenizer(folder: Path) -> list[Evidence]:
-    """The same words under other ids."""
+    """The same words under other ids: rows and tokenizer know the new ones, the model the old."""
     policy = load_policy(sft_model())
     probe = policy_probe(policy, reference=None, sft=None)
     order = list(range(len(policy.tokenizer)))
     chance().shuffle(order)
+    made = json.loads(policy.tokenizer.backend_tokenizer.to_str())
+    made["model"]["vocab"] = {word: order[number] for word, number in made["model"]["vocab"].items()}
+    made["added_tokens"] = []
+    policy.tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(made)))
     return [replace(probe, rows=[Row([order[i] for i in row.ids], row.prompt_length) for row in probe.rows])]
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from assay.document import Document, KeyPath, dotted, show
+from assay.document import Document, KeyPath, dotted, show, write_value
 from assay.errors import ConfigError
 
 C = TypeVar("C", bound="Config")
@@ -135,7 +135,7 @@ def _faults(
             what, hint = _plain_words(item, path, schema)
         elif path in wanted:
             words = dict.fromkeys(wanted.pop(path))
-            what, hint = f"must be {' or '.join(words)}, not {show(item['input'])}", ""
+            what, hint = f"must be {' or '.join(words)}, not {show(item['input'])}", _usual(schema, item["loc"])
         else:
             continue
         label = name(path[:-1] if item["type"] == "extra_forbidden" else path)
@@ -175,7 +175,7 @@ def _plain_words(item: Any, path: KeyPath, schema: type[BaseModel]) -> tuple[str
         return item["msg"].split(", ", 1)[-1], ""
     for bound, words in _BOUNDS.items():
         if bound in context:
-            return f"must be {words} {context[bound]:g}, not {show(value)}", ""
+            return f"must be {words} {context[bound]:g}, not {show(value)}", _usual(schema, item["loc"])
     return item["msg"][:1].lower() + item["msg"][1:], ""
 
 
@@ -197,15 +197,33 @@ _BOUNDS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at 
 
 def keys_at(schema: type[BaseModel], location: Iterable[str | int]) -> list[str]:
     """The keys a schema knows at a location, then those one level deeper as `optim.learning_rate`."""
+    models = _schemas_at(schema, location)
+    keys = [(model, name) for model in models for name in model.model_fields if name != "kind"]
+    deeper = [f"{name}.{key}" for model, name in keys for inner in _models(model, name) for key in inner.model_fields]
+    return [name for _, name in keys] + deeper
+
+
+def _schemas_at(schema: type[BaseModel], location: Iterable[str | int]) -> set[type[BaseModel]]:
+    """Every schema that what stands at a location may have."""
     models = {schema}
     for key in location:
         if inside := {m for model in models if key in model.model_fields for m in _models(model, str(key))}:
             models = inside
         elif tagged := {model for model in models if _tag(model) == key}:
             models = tagged
-    keys = [(model, name) for model in models for name in model.model_fields if name != "kind"]
-    deeper = [f"{name}.{key}" for model, name in keys for inner in _models(model, name) for key in inner.model_fields]
-    return [name for _, name in keys] + deeper
+    return models
+
+
+def _usual(schema: type[BaseModel], location: KeyPath) -> str:
+    """A hint: the default of what stands at a location, where it has one; a stage may have its own for an inner key."""
+    *outside, around, key = ("", *location)
+    for models, name in ((_schemas_at(schema, outside), around), (_schemas_at(schema, location[:-1]), key)):
+        for info in [model.model_fields[str(name)] for model in models if name in model.model_fields]:
+            default = info.get_default(call_default_factory=True)
+            default = getattr(default, str(key), None) if name == around else default
+            if isinstance(default, str | int | float):
+                return f"the default is {write_value(default)}"
+    return ""
 
 
 def _models(model: type[BaseModel], field: str) -> Iterator[type[BaseModel]]:

@@ -6,6 +6,7 @@ the place it came from (a file's line, an environment variable, the command line
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -149,6 +150,11 @@ def read_file(path: Path) -> Document:
 def write_yaml(value: Any) -> str:
     """Plain data as YAML, in the order it has."""
     return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def write_value(value: Any) -> str:
+    """A value for `key=value` or a line of YAML, which YAML 1.1 and 1.2 read alike: 0.00001 is 1.0e-05."""
+    return yaml.dump([value], Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=math.inf).strip()[1:-1]
 
 
 def parse_value(text: str) -> Any:

@@ -114,12 +114,14 @@ def unchecked(diagnosis: Diagnosis) -> dict[tuple[str, tuple[str, ...]], list[st
 
 def told(number: int, cause: Finding, diagnosis: Diagnosis) -> Iterator[str]:
     """One finding, and what follows from it."""
+    from assay.doctor.cure import written
+
     yield f"{number}. {cause.mode.title} ({cause.where}): {cause.severity}, {cause.sureness}"
     yield f"   seen   {cause.evidence}"
     yield f"   why    {cause.explanation}"
     yield f"   cure   {cause.advice}"
-    for key, value in cause.change.items():
-        yield f"          {key}={value}"
+    for setting in written(cause.change):
+        yield f"          {setting}"
     for finding in diagnosis.consequences_of(cause):
         yield f"   so     {finding.mode.title} ({finding.where}): {finding.evidence}"
     yield f"   more   {cause.mode.page}"

@@ -41,7 +41,11 @@ def run(
     dry_run: bool = typer.Option(False, help="Print the plan: data, steps, memory, time. Write nothing."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout, nothing else."),
 ) -> None:
-    """Run a recipe: what exists already is kept, what was interrupted goes on. Without RECIPE: the sandbox."""
+    """Run a recipe: what exists already is kept, what was interrupted goes on. Without RECIPE: the sandbox.
+
+    Exit code 0 once all is made; the last line says what the doctor thinks of it, and `assay doctor RUN` exits with 1
+    where that is red.
+    """
     from assay.pipeline import runner
     from assay.pipeline.recipe import load_recipe
 
@@ -71,7 +75,7 @@ def run(
 
 def found_before(run_dir: Path) -> Any:
     """What the doctor found before this run, or an earlier start of it, computed anything."""
-    from assay.pipeline.runner import BEFORE
+    from assay.doctor.cure import BEFORE
 
     file = run_dir / BEFORE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

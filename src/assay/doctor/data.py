@@ -128,6 +128,12 @@ REASONS: tuple[tuple[Mode, re.Pattern[str]], ...] = (
     (IDENTICAL_PAIRS, re.compile(r"^chosen and rejected are the same")),
 )
 """The modes that the loader prevents, and the reasons under which it counts what it leaves out (data/)."""
+MENDED = {
+    NO_TEXT.name: "Mend the step that wrote them, which may have lost other text as well.",
+    MIS_SPLIT.name: MIS_SPLIT.cure,
+    IDENTICAL_PAIRS.name: "Find out which step of making the data copied one answer over the other.",
+}
+"""What is still to be done where the loader has left the rows out."""
 EMPTY_CELL = re.compile(r"None|NaN|nan|null|NULL|<NA>|undefined|\[object Object\]")
 """What programs write where there is nothing."""
 
@@ -170,6 +176,8 @@ class Data:
 
     where: str
     prepared: Prepared
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """How they were prepared."""
     kind: str = "data"
 
     @property
@@ -201,7 +209,7 @@ def left_out(reading: Reading) -> Iterator[Finding]:
                 f"{said} ({', '.join(places)})" if places else said,
                 severity=severity(seen),
                 sureness="certain",
-                change={"data.clean.identical": True} if mode is IDENTICAL_PAIRS else {},
+                cure=f"They are not learnt from. {MENDED[mode.name]}",
             )
 
 
@@ -216,7 +224,8 @@ def empty_cells(data: Data) -> Iterator[Finding]:
     if at_least(seen, RARE):
         words = ", ".join(sorted(set(odd)))
         said = f"{len(odd):,} of {len(answers):,} answers ({percent(seen)}) say nothing but {words}"
-        yield Finding(NO_TEXT, data.where, said, severity=severity(seen))
+        cure = "Take those rows out of the file, or write null in their place, which the loader leaves out."
+        yield Finding(NO_TEXT, data.where, said, severity=severity(seen), cure=cure)
 
 
 @detects(MIS_SPLIT)
@@ -229,7 +238,7 @@ def turns_in_answers(data: Data) -> Iterator[Finding]:
     seen = wilson(odd, len(pairs), confidence=SURE)
     if at_least(seen, RARE):
         said = f"in {odd:,} of {len(pairs):,} pairs ({percent(seen)}) an answer goes on into the next turn"
-        yield Finding(MIS_SPLIT, data.where, said, sureness="certain", change={"data.clean.artefacts": True})
+        yield Finding(MIS_SPLIT, data.where, said, sureness="certain", change={"clean.artefacts": True})
     if lost := lost_context([Entry(pair, pair.prompt.source) for pair in pairs]):
         cause = "The middle turns of the dialogues are gone, so these answers belong to other questions."
         yield Finding(MIS_SPLIT, data.where, lost["what"], cause=cause, cure=lost["hint"].capitalize() + ".")
@@ -256,14 +265,14 @@ def copies(data: Data) -> Iterator[Finding]:
     parts = data.prepared.report.get("leakage") or leakage(Splits(prompts.train, held_out))
     if equal := sum(part["equal"] for part in parts.values()):
         said = f"{equal:,} held-out prompts are training prompts, word for word"
-        yield Finding(SPLIT_LEAK, data.where, said, sureness="certain", change={"data.split_by": "prompt"})
+        yield Finding(SPLIT_LEAK, data.where, said, sureness="certain", change={"split_by": "prompt"})
     if "world" in data.prepared.report:  # whose sentences come from a grammar: all of them resemble each other
         return
     twins = near_copies(evenly(prompts.train, SAMPLE), held_out)
     seen = wilson(twins, len(held_out), confidence=SURE)
     if at_least(seen, COPIES):
         said = f"{twins:,} of {len(held_out):,} held-out prompts ({percent(seen)}) are nearly a training prompt"
-        yield Finding(SPLIT_LEAK, data.where, said, change={"data.decontaminate": True})
+        yield Finding(SPLIT_LEAK, data.where, said, change={"decontaminate": True})
 
 
 @detects(SPLIT_LEAK, kinds=("data",))
@@ -273,11 +282,11 @@ def counted_copies(log: Log) -> Iterator[Finding]:
     equal, held_out = sum(part["equal"] for part in parts), sum(part["prompts"] for part in parts)
     if equal:
         said = f"{equal:,} of {held_out:,} held-out prompts are training prompts, word for word"
-        yield Finding(SPLIT_LEAK, log.where, said, sureness="certain", change={"data.split_by": "prompt"})
+        yield Finding(SPLIT_LEAK, log.where, said, sureness="certain", change={"split_by": "prompt"})
     alike = sum(part["share"] * part["prompts"] for part in parts)
     if held_out and at_least(seen := wilson(alike, held_out, confidence=SURE), COPIES):
         said = f"{percent(seen)} of {held_out:,} held-out prompts share eight words in a row with a training prompt"
-        change = {"data.decontaminate": True}
+        change = {"decontaminate": True}
         yield Finding(SPLIT_LEAK, log.where, said, severity="amber", sureness="possible", change=change)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, get_type_hints
 
+from assay.doctor.cure import settled
 from assay.doctor.finding import Diagnosis, Finding, Mode, Unchecked, diagnosis
 
 
@@ -76,7 +77,7 @@ def examine(evidence: Sequence[Evidence], detectors: Sequence[Detector] | None =
         for one in evidence:
             if detector.reads(one):
                 try:
-                    findings += detector.find(one)
+                    findings += (_with_cure(found, one) for found in detector.find(one))
                     checked += [(mode, one.where) for mode in detector.modes]
                 except Missing as missing:
                     unchecked += [Unchecked(mode, one.where, str(missing)) for mode in detector.modes]
@@ -84,6 +85,12 @@ def examine(evidence: Sequence[Evidence], detectors: Sequence[Detector] | None =
                     why = f"its numbers are not what they should be ({type(error).__name__}: {error})"
                     unchecked += [Unchecked(mode, one.where, why) for mode in detector.modes]
     return diagnosis(findings, unchecked, checked)
+
+
+def _with_cure(finding: Finding, evidence: Evidence) -> Finding:
+    """A cure in the words of the recipe, where the evidence says how the stage is set; another trainer has its own."""
+    config = getattr(evidence, "config", None)
+    return finding if config is None or getattr(evidence, "foreign", False) else settled(finding, config)
 
 
 def modes() -> Iterator[Mode]:

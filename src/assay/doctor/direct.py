@@ -25,8 +25,7 @@ CHOSEN_FALLS = Mode(
     "direct",
     "The chosen answers become unlikely, and the samples get worse",
     "The loss only asks for a difference: both answers may fall, and the probability goes to texts that nobody wrote.",
-    "Raise `preference.beta`, lower `preference.optim.learning_rate`, or keep the chosen answers likely with "
-    "`preference.nll_weight: 1.0`.",
+    "Raise `beta`, lower `optim.learning_rate`, or keep the chosen answers likely with `nll_weight: 1.0`.",
     ("repetition", "never-stops", "entropy-out-of-bounds", "length-growth", "empty-answers", "kl-blow-up"),
 )
 SATURATED = Mode(
@@ -44,7 +43,7 @@ LENGTH_GROWTH = Mode(
     "direct",
     "Answers are much longer than before",
     "Chosen answers are longer than rejected ones, and summed log-probabilities reward length by themselves.",
-    "Normalise by length (`preference.method: ldpo` or `simpo`), or train on pairs of like length.",
+    "Normalise by length (`method: ldpo` or `simpo`), or train on pairs of like length.",
     ("never-stops",),
 )
 
@@ -92,7 +91,7 @@ def stuck(log: Log) -> Iterator[Finding]:
             "amber",
             "possible",
             cause="The policy hardly moves, or the pairs teach nothing that holds for the next ones.",
-            cure="Raise `preference.optim.learning_rate` threefold, and check the labels.",
+            cure="Raise `optim.learning_rate` threefold, and check the labels.",
         )
 
 
@@ -121,7 +120,7 @@ def chosen_falls(log: Log) -> Iterator[Finding]:
             CHOSEN_FALLS,
             log.where,
             f"log-probability of the chosen answers {before:.1f} → {after:.1f} nats; {'; '.join(harm)}",
-            change={} if log.foreign else {"preference.nll_weight": 1.0},
+            change={} if log.foreign else {"nll_weight": 1.0},
         )
 
 
@@ -159,5 +158,5 @@ def length_growth(log: Log) -> Iterator[Finding]:
             f"{before:.1f} → {after:.1f} tokens an answer, {after / before:.1f} times "
             f"[{1 + low / before:.1f}, {1 + high / before:.1f}]",
             severity,
-            change={} if log.foreign else {"preference.method": "ldpo"},
+            change={} if log.foreign else {"method": "ldpo"},
         )

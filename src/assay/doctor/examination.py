@@ -27,6 +27,7 @@ from assay.doctor import (
     tokens,
     updates,
 )
+from assay.doctor.cure import agreeing, proposed
 from assay.doctor.detector import ODD, Evidence, examine, modes
 from assay.doctor.finding import VERDICTS, Diagnosis, Finding, Verdict, diagnosis
 from assay.doctor.log import Log
@@ -90,8 +91,9 @@ def examination(path: Path) -> Examination:
     """Of a run, a foreign trainer's history or a table of metrics. UsageError where it is none of these."""
     found = read(path)
     evidence: list[Evidence] = [*found.logs, *_readings(found.logs, found.unread)]
-    given = examine(evidence)
-    given = diagnosis([*given.findings, *_stopped(found.logs, given)], given.unchecked, given.checked)
+    given, before = examine(evidence), proposed(path)
+    findings = [agreeing(one, before) for one in [*given.findings, *_stopped(found.logs, given)]]
+    given = diagnosis(findings, given.unchecked, given.checked)
     if not (given.checked or found.unread):
         found.unread.append("no check found what it reads")
     return Examination(str(path), [log.where for log in found.logs], given, found.notes, found.unread)

@@ -72,7 +72,7 @@ class Finding:
     """In place of the mode's, where the evidence says more than the mode."""
     cure: str = ""
     change: Mapping[str, Any] = field(default_factory=dict)
-    """The cure as settings: configuration key → value."""
+    """The cure as settings: key → value. Detectors give the stage's own keys, of which `examine` makes full ones."""
     fatal: bool = False
     """Beyond use: a run that shows it again has nothing to win by going on (monitor.py)."""
 

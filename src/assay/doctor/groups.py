@@ -40,8 +40,12 @@ def groups_without_signal(log: Log) -> Iterator[Finding]:
     low, _ = bounds(late(share, max(LATE, len(share))))
     if low > MOST:
         seen = f"{share.values.mean():.0%} of the groups (at least {low:.0%}, {len(share)} steps) have no spread"
-        severity = "red" if share.values.min() >= 1 else "amber"
-        yield Finding(GROUPS_WITHOUT_SIGNAL, log.where, seen, severity, "likely", change={"resample": 3})
+        if share.values.min() >= 1:  # new prompts would be drawn for ever
+            cause = "The reward does not look at the answer: to every prompt it gives the same score whatever is said."
+            cure = "Score two different answers to one prompt by hand: the reward must tell them apart."
+            yield Finding(GROUPS_WITHOUT_SIGNAL, log.where, seen, "red", "certain", cause, cure)
+        else:
+            yield Finding(GROUPS_WITHOUT_SIGNAL, log.where, seen, "amber", "likely", change={"resample": 3})
 
 
 @detects(BROKEN_GROUPS, kinds=("group",))

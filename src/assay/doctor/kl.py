@@ -108,7 +108,8 @@ def length(log: Log) -> float:
 def kl_blow_up(log: Log) -> Iterator[Finding]:
     """Far above its target; or, where there is none, answers that the reference would hardly ever give."""
     kl = late(log["objective/kl"])
-    target, stronger = log.config.get("kl_target"), max(0.05, 2 * log.config.get("kl_coef", 0.0))
+    reached = log["objective/kl_coef"].last if "objective/kl_coef" in log else 0.0  # by adapting, or by corrections
+    target, stronger = log.config.get("kl_target"), max(0.05, 2 * log.config.get("kl_coef", 0.0), 2 * reached)
     if isinstance(target, int | float) and bounds(kl)[0] > KL_OVER_TARGET * target:
         seen = f"KL {text(kl)} nats an answer, with a target of {target:g}"
         yield Finding(KL_BLOW_UP, log.where, seen, change={"kl_coef": stronger}, fatal=True)

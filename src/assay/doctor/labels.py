@@ -152,7 +152,9 @@ def surest_contradicted(scored: Scored) -> Iterator[Finding]:
     if at_least(seen, AGAINST):
         said = f"of the {len(surest):,} pairs it is surest about, {percent(seen)} are labelled the other way"
         smoothing = round(min(seen.value, 0.45), 2)
-        yield Finding(LABEL_NOISE, scored.where, said, severity="amber", change={"reward.label_smoothing": smoothing})
+        yield Finding(
+            LABEL_NOISE, scored.where, said, severity="amber", change={f"{scored.where}.label_smoothing": smoothing}
+        )
 
 
 @detects(TOO_GOOD, kinds=("reward",))

@@ -113,9 +113,10 @@ class Log:
 
     @property
     def learning_rate(self) -> float | None:
-        """The recipe's, where it is known."""
+        """What the stage trains with, where it is known: the recipe's, lowered by the corrections so far."""
         optim = self.config.get("optim")
-        return optim.get("learning_rate") if isinstance(optim, Mapping) else None
+        rate = optim.get("learning_rate") if isinstance(optim, Mapping) else None
+        return rate * self["doctor/lr_factor"].last if rate and "doctor/lr_factor" in self else rate
 
 
 class Columns:

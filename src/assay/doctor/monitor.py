@@ -2,6 +2,7 @@
 
     monitor.see(step, metrics)     after every line; says each new finding once
     monitor.fatal                  what makes going on useless, once that is sure
+    monitor.sound(step, mode)      whether nothing of a fatal mode can be seen in the log up to a step
 
 What is sure: a finding that nothing else explains away (`certain`), or that a whole window of new steps shows again.
 When a log is examined depends on its length alone, so that a run that was killed and resumed stops where it would have
@@ -15,10 +16,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from assay.doctor import direct, groups, kl, responses, reward, sft, updates
 from assay.doctor.detector import DETECTORS, examine
-from assay.doctor.finding import Diagnosis, Finding, diagnosis
-from assay.doctor.log import Columns, Log
+from assay.doctor.finding import Diagnosis, Finding, Mode, diagnosis
+from assay.doctor.log import Columns, Log, Series
 from assay.doctor.window import LATE
 from assay.tracking.metrics import MetricsLine
 
@@ -70,8 +73,6 @@ class Monitor:
         `said` are names of modes that the user has been told of.
         """
         self.fatal: Finding | None = None
-        self.sound = 0
-        """The last step before what is fatal can have begun, once there is such a finding."""
         self._columns = Columns()
         self._lines, self._next, self._fresh = 0, 1, 0
         self._seen: dict[str, int] = {}
@@ -93,6 +94,25 @@ class Monitor:
                 self._said.add(finding.mode.name)
                 self._say(finding, step)
         self.spent += self._clock() - began
+
+    def sound(self, step: int, mode: Mode) -> bool:
+        """Whether the log up to a step shows nothing red of a mode, or of one that brings it about.
+
+        Detectors judge many lines together and see what is fatal late, though a checkpoint is as wrecked as the line of
+        its own step says. So they are also asked about a log that went on for ever as in that line.
+        """
+        logs = [
+            Log(
+                self.kind,
+                self.where,
+                {name: cut(s, step) for name, s in self._columns.series().items()},
+                config=self.config,
+            )
+            for cut in (_until, _held)
+        ]
+        found = examine(logs[:1], [*self._vital, *self._others]).findings
+        trouble = [one for one in found if one.severity == "red" and (one.mode == mode or mode.name in one.mode.brings)]
+        return not (trouble or any(one.fatal for one in examine(logs[1:], self._vital).findings))
 
     @property
     def suspects(self) -> bool:
@@ -116,10 +136,8 @@ class Monitor:
         fatal = {finding.mode.name: finding for finding in found.findings if finding.fatal}
         self._seen = {name: self._seen.get(name, self._lines) for name in fatal if self._window_since(self._fresh)}
         for name, finding in fatal.items():
-            certain = finding.sureness == "certain"
-            if self.fatal is None and (certain or self._again(name)):
-                first = self._seen.get(name, self._lines)
-                self.fatal, self.sound = finding, first - 1 if certain else _before(first)
+            if self.fatal is None and (finding.sureness == "certain" or self._again(name)):
+                self.fatal = finding
         return found
 
     def _worth_saying(self, finding: Finding) -> bool:
@@ -140,6 +158,16 @@ def window(lines: int) -> int:
     return max(LATE, lines // 4)
 
 
-def _before(first: int) -> int:
-    """The last step above suspicion, of trouble first seen at a step; 0 where nobody can have looked before."""
-    return first - window(first) if first > 2 * LATE else 0
+def _until(series: Series, step: int) -> Series:
+    """A metric up to a step."""
+    kept = series.steps <= step
+    odd = tuple(odd for odd in series.not_finite if odd <= step)
+    return Series(series.name, series.steps[kept], series.values[kept], odd)
+
+
+def _held(series: Series, step: int) -> Series:
+    """The same, and its last value over and over, until detectors judge nothing but that."""
+    known = _until(series, step)
+    more = max(2 * LATE, len(known) // 3 + 1) if len(known) else 0
+    values = np.concatenate([known.values, known.tail(1).repeat(more)])
+    return Series(series.name, np.concatenate([known.steps, step + 1 + np.arange(more)]), values, known.not_finite)

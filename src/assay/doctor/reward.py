@@ -18,7 +18,7 @@ REWARD_AT_CHANCE = Mode(
     "The reward model guesses: accuracy about 50 %, loss about 0.69",
     "Nothing that the reward model learns tells chosen from rejected: no gradient reaches its weights, the learning "
     "rate is too low, or the labels are noise.",
-    "Start from the SFT model, let the head train, and raise `reward.optim.learning_rate`; ask the probe whether it "
+    "Start from the SFT model, let the head train, and raise `optim.learning_rate`; ask the probe whether it "
     "can learn 32 pairs by heart: if not, the code is at fault, else the data or the rate.",
     ("nothing-moves", "score-drift", "length-bias"),
 )
@@ -38,7 +38,7 @@ FLUCTUATING = Mode(
     "The validation accuracy jumps from one evaluation to the next",
     "The evaluation itself is noisy, or the model changes too much between two evaluations.",
     "Evaluate on at least 1,000 fixed pairs, with dropout off (`model.eval()`), and show the interval; if it still "
-    "jumps, lower `reward.optim.learning_rate`.",
+    "jumps, lower `optim.learning_rate`.",
 )
 CONSTANT_SCORES = Mode(
     22,
@@ -46,7 +46,7 @@ CONSTANT_SCORES = Mode(
     "reward",
     "Every response has the same score",
     "The score does not depend on the response: it is read at a token that both share, or the head has died.",
-    "Read the score at the last token that is no padding; if that is so, lower `reward.optim.learning_rate`.",
+    "Read the score at the last token that is no padding; if that is so, lower `optim.learning_rate`.",
     ("reward-at-chance", "accuracy-against-margin", "score-drift", "length-bias", "groups-without-signal"),
 )
 SCORE_DRIFT = Mode(
@@ -55,7 +55,7 @@ SCORE_DRIFT = Mode(
     "reward",
     "All scores are far from zero",
     "Bradley–Terry only looks at differences, so nothing holds the scores' mean in its place.",
-    "Centre the scores: `reward.centring: 0.01`, and subtract the mean score before PPO.",
+    "Centre the scores: `centring: 0.01`, and subtract the mean score before PPO.",
     ("bad-critic",),
 )
 NOT_FINITE = Mode(
@@ -128,7 +128,7 @@ def at_chance(log: Log) -> Iterator[Finding]:
             seen,
             "amber",
             cause="It has learnt its training pairs, but nothing that holds for others.",
-            cure="Give more pairs, fewer epochs (`reward.epochs: 1`); check that held-out pairs are of the same kind.",
+            cure="Give more pairs, fewer epochs (`epochs: 1`); check that held-out pairs are of the same kind.",
         )
 
 
@@ -160,7 +160,7 @@ def against_margin(log: Log) -> Iterator[Finding]:
             sureness="certain" if ties / n > 2 * FEW_TIES else "likely",
             cause=f"Scores are rounded: near {offset:.0f} the format has no numbers between most pairs, which then "
             "tie, and a tie that counts as wrong makes the accuracy look worse than the model is.",
-            cure="Compute head and scores in fp32, and centre the scores (`reward.centring: 0.01`).",
+            cure="Compute head and scores in fp32, and centre the scores (`centring: 0.01`).",
         )
         return
     wrong = round((1 - accuracy) * n - ties / 2)
@@ -206,7 +206,7 @@ def fluctuating(log: Log) -> Iterator[Finding]:
             seen,
             "amber",
             cause="The model itself changes between evaluations: the learning rate is too high, or dropout is on.",
-            cure="Lower `reward.optim.learning_rate` to a third; if the same checkpoint scored twice differs, turn "
+            cure="Lower `optim.learning_rate` to a third; if the same checkpoint scored twice differs, turn "
             "dropout off.",
         )
     elif ratio < 2:
@@ -246,7 +246,7 @@ def score_drift(log: Log) -> Iterator[Finding]:
     """The mean score in standard deviations; harmless to the order, not to rounding or to a critic."""
     mean, spread = mean_score(log), held_out(log, "score_std")
     if abs(mean) > DRIFT * spread:
-        change = {} if log.foreign else {"reward.centring": 0.01}
+        change = {} if log.foreign else {"centring": 0.01}
         seen = f"mean score {mean:+.1f}, standard deviation {spread:.2f}"
         yield Finding(SCORE_DRIFT, log.where, seen, "amber", change=change)
 

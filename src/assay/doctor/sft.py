@@ -51,7 +51,7 @@ def overfitting(log: Log) -> Iterator[Finding]:
     epochs = log.config.get("epochs")
     change = {}
     if isinstance(epochs, int) and epochs > 1 and not log.foreign:
-        change = {f"{log.kind}.epochs": min(epochs - 1, max(1, round(epochs * step / steps)))}
+        change = {"epochs": min(epochs - 1, max(1, round(epochs * step / steps)))}
     yield Finding(
         OVERFITTING,
         log.where,
@@ -79,6 +79,6 @@ def loss_blow_up(log: Log) -> Iterator[Finding]:
             LOSS_BLOW_UP,
             log.where,
             f"training loss {text(values)}, {start:.3g} at the start",
-            change={f"{log.kind}.optim.learning_rate": rate / 3} if rate else {},
+            change={"optim.learning_rate": rate / 3} if rate else {},
             fatal=True,
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from assay.config import did_you_mean
 from assay.data.prepared import Prepared
+from assay.doctor.cure import BEFORE, written
 from assay.doctor.detector import examine, modes
 from assay.doctor.examination import Examination
 from assay.doctor.finding import Diagnosis, Finding
@@ -22,7 +23,7 @@ from assay.pipeline.artifacts import Store, read_json, write_json
 from assay.pipeline.evidence import Gathered, data_of, look_at_data, look_at_stages
 from assay.pipeline.inputs import check_counts, counts
 from assay.pipeline.recipe import Draft, NamedRecipe, Recipe
-from assay.pipeline.runner import BEFORE, Request, selected
+from assay.pipeline.runner import Request, selected
 from assay.pipeline.steps import Step
 
 
@@ -50,7 +51,7 @@ def of_recipe(written: Draft) -> Examination:
         with gathered.refusing():
             check_counts(counts(data), steps)
     if data is not None:
-        look_at_data(gathered, data)
+        look_at_data(gathered, named, data)
     if not gathered.refused:
         look_at_stages(gathered, named, steps, store, data)
     return examined(what, gathered)
@@ -59,7 +60,7 @@ def of_recipe(written: Draft) -> Examination:
 def of_run(named: NamedRecipe, steps: Sequence[Step], store: Store, data: Prepared) -> Examination:
     """The same, for the steps of a run whose data are prepared."""
     gathered = Gathered(["settings"])
-    look_at_data(gathered, data)
+    look_at_data(gathered, named, data)
     look_at_stages(gathered, named, steps, store, data)
     return examined(named.name, gathered)
 
@@ -81,10 +82,6 @@ def before_run(
     made = [step.identity.id for step in steps]
     if all(store.get(step.identity.id) for step in steps) or _seen(folder, made):
         return
-    known = [mode.name for mode in modes()]
-    for name in request.despite:
-        if name not in known:
-            raise UsageError(f'--despite: the doctor knows no "{name}"', hint=did_you_mean(name, known))
     given = of_run(named, steps, store, data)
     for line in summary(given.diagnosis):
         request.say(line)
@@ -94,10 +91,18 @@ def before_run(
     write_json(folder / BEFORE, {**given.facts(), "despite": list(request.despite), "artifacts": made})
 
 
+def check_names(despite: Sequence[str]) -> None:
+    """UsageError for a mode that the doctor does not know."""
+    known = [mode.name for mode in modes()]
+    for name in despite:
+        if name not in known:
+            raise UsageError(f'--despite: the doctor knows no "{name}"', hint=did_you_mean(name, known))
+
+
 def refusal(findings: Sequence[Finding]) -> UsageError:
     """One error for all that speaks against a run, with the cure of each and the way round."""
     told = [f"{found.mode.title} ({found.where}): {found.evidence}" for found in findings]
-    cures = [" ".join([found.advice, *(f"{key}={value}" for key, value in found.change.items())]) for found in findings]
+    cures = [" ".join([found.advice, *written(found.change)]) for found in findings]
     several = [f"{len(told)} things speak against this run", *(f"  {line}" for line in told)]
     what = told[0] if len(told) == 1 else "\n".join(several)
     despite = " ".join(f"--despite {name}" for name in dict.fromkeys(found.mode.name for found in findings))
@@ -109,8 +114,8 @@ def summary(given: Diagnosis) -> Iterator[str]:
     if not given.causes:
         yield "doctor: green, nothing found that speaks against this run"
     for found in given.causes:
-        change = "".join(f" {key}={value}" for key, value in found.change.items())
-        yield f"doctor: {found.severity}, {found.mode.name} ({found.where}): {found.evidence}. {found.advice}{change}"
+        cure = " ".join([found.advice, *written(found.change)])
+        yield f"doctor: {found.severity}, {found.mode.name} ({found.where}): {found.evidence}. {cure}"
 
 
 def _seen(folder: Path, made: Sequence[str]) -> bool:

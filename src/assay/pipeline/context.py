@@ -67,20 +67,19 @@ class StageContext:
         from assay.models.checkpoint import save_checkpoint
 
         if self.watch.may_save(step):
-            save_checkpoint(
-                self.folder / CHECKPOINT, tensors, {"step": step, "seconds": self.seconds, "stage": dict(state)}
-            )
+            facts = {"step": step, "seconds": self.seconds, "corrections": self.remedy.times, "stage": dict(state)}
+            save_checkpoint(self.folder / CHECKPOINT, tensors, facts)
             self.watch.saved(step)
 
     def restore(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         from assay.models.checkpoint import load_checkpoint
 
         saved = load_checkpoint(self.folder / CHECKPOINT)
-        tensors, state = saved or ({}, {"step": -1, "seconds": 0.0})
+        tensors, state = saved or ({}, {"step": -1, "seconds": 0.0, "corrections": 0})
         self._began = time.monotonic() - state["seconds"]
         self._metrics.truncate_after(state["step"])
         self._texts.truncate_after(state["step"])
-        self.watch.resume(state["step"])
+        self.watch.resume(state["step"], corrections=state["corrections"])
         return (state["step"], tensors, state["stage"]) if saved else None
 
     def trouble(self) -> TrainingError | None:

@@ -137,12 +137,12 @@ def _fewer(source: FileSource) -> FileSource:
     return source.model_copy(update={"subset_size": min(source.subset_size or ROWS, ROWS)}) if source.paths else source
 
 
-def look_at_data(gathered: Gathered, data: Prepared) -> None:
+def look_at_data(gathered: Gathered, named: NamedRecipe, data: Prepared) -> None:
     """What was left out when the data were read, and what is left."""
     gathered.looked_at.append("data")
     if "rows" in data.report:  # what was made has no rows that could be left out
         gathered.evidence.append(Reading.of(data.report))
-    gathered.evidence.append(Data("data", data))
+    gathered.evidence.append(Data("data", data, named.recipe.data.model_dump(mode="json")))
 
 
 def _in_words(data: Config) -> str:

@@ -34,8 +34,6 @@ from assay.tracking import sinks
 if TYPE_CHECKING:
     from assay.pipeline.watch import Watch
 
-BEFORE = "before.json"
-"""What the doctor found before anything was computed, in the run's folder."""
 Stage = Callable[[Any, Any, Any], Mapping[str, Any]]
 """`run(config, inputs, ctx) -> metrics` of a stage."""
 
@@ -45,16 +43,34 @@ def load_stage(kind: str) -> Stage:
     return importlib.import_module(f"assay.stages.{kind}").run
 
 
-def write_report(run_dir: Path) -> Path:
-    """report.html of a run, which begins with what the doctor says of it; its libraries are imported now."""
+def examined(run_dir: Path) -> dict[str, Any]:
+    """What the doctor says of a run; its libraries are imported now."""
     from assay.doctor.examination import examination
-    from assay.tracking import report
 
     try:
-        examined = examination(run_dir).facts()
+        return examination(run_dir).facts()
     except Exception as error:  # whatever lies in the folder: a report that says so is better than none
-        examined = {"failed": f"{type(error).__name__}: {error}"}
-    return report.write_report(run_dir, examined)
+        return {"failed": f"{type(error).__name__}: {error}"}
+
+
+def write_report(run_dir: Path) -> Path:
+    """report.html of a run, which begins with what the doctor says of it."""
+    from assay.tracking import report
+
+    return report.write_report(run_dir, examined(run_dir))
+
+
+def last_words(run_dir: Path) -> str:
+    """Write the report of a run that has ended; returns the doctor's verdict in one line."""
+    from assay.tracking import report
+
+    facts = examined(run_dir)
+    report.write_report(run_dir, facts)
+    if "failed" in facts:
+        return f"doctor: the run could not be examined ({facts['failed']})"
+    causes = "; ".join(f"{cause['title']} ({cause['where']})" for cause in facts["findings"])
+    more = f". Why, and what to change: assay doctor {run_dir}" if causes else ""
+    return f"doctor: {facts['verdict']}, {causes or facts['in_words']}{more}"
 
 
 def show_plots(to: Sequence[sinks.Sink], kind: str, folder: Path) -> None:
@@ -73,11 +89,20 @@ def check_up(
     checkup.before_run(named, steps, store, data, folder, request)
 
 
-def watch(step: Step, folder: Path, act: Act, say: Callable[[str], None]) -> Watch:
+def check_despite(names: Sequence[str]) -> None:
+    """UsageError for a mode that the doctor does not know, before anything is made."""
+    from assay.pipeline import checkup
+
+    checkup.check_names(names)
+
+
+def watch(step: Step, folder: Path, act: Act, say: Callable[[str], None], run_dir: Path) -> Watch:
     """The monitor of a step; its libraries are imported now."""
+    from assay.doctor.cure import proposed
     from assay.pipeline.watch import Watch
 
-    return Watch(folder, kind=step.identity.kind, where=step.id, config=step.config, act=act, say=say)
+    own = {"kind": step.identity.kind, "where": step.id, "config": step.config}
+    return Watch(folder, **own, act=act, say=say, proposed=proposed(run_dir))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +116,8 @@ class Request:
     stop: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
     stage: Callable[[str], Stage] = load_stage
-    report: Callable[[Path], object] = write_report
+    report: Callable[[Path], str | None] = last_words
+    """Write the report; returns what is said last."""
     before: Callable[[NamedRecipe, Sequence[Step], Store, Prepared, Path, Request], None] = check_up
     despite: Sequence[str] = ()
     """Modes that the doctor may find without the run being refused."""
@@ -99,6 +125,8 @@ class Request:
 
 def run(named: NamedRecipe, request: Request) -> dict[str, Any]:
     """Run the recipe; returns the summary that is also written to summary.json."""
+    if request.despite:
+        check_despite(request.despite)
     plan = selected(named, request)
     recipe = selected(named, replace(request, only=None), fetch=False) if request.only else plan
     environment.device(named.recipe.device)
@@ -118,7 +146,8 @@ def run(named: NamedRecipe, request: Request) -> dict[str, Any]:
             if step.node is None:
                 request.before(named, plan, store, Prepared.load(run_of.artifacts[DATA].folder), folder, request)
         run_of.write_summary()
-        request.report(folder)
+        if said := request.report(folder):
+            request.say(said)
     return run_of.summary()
 
 
@@ -210,7 +239,7 @@ class _Run:
                     seed=step.identity.seed,
                     device=device,
                     mirrors=mirrors,
-                    watch=watch(step, folder, recipe.doctor.act, self.request.say),
+                    watch=watch(step, folder, recipe.doctor.act, self.request.say, self.folder),
                     stop=self.request.stop,
                 )
             )

@@ -3,8 +3,9 @@
 findings.jsonl, in the stage's folder      what was found at which step: said, stopped, corrected
 checkpoint/older/<step>/                   with `act: correct`: two checkpoints that are older than any fresh suspicion
 
-A correction is a resume: the stage begins anew from a checkpoint that is above suspicion, or from its start, and is
-told how often it was corrected. All of it lies on the disk, so a run that is killed meanwhile ends the same.
+A correction is a resume: the stage begins anew from the newest checkpoint up to which its log shows no trouble, or from
+its start, and is told how often it was corrected. All of it lies on the disk, so a run that is killed meanwhile ends
+the same; what was corrected stays on record however far back a later correction goes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.doctor.config import Act
+from assay.doctor.cure import agreeing, written
 from assay.doctor.finding import Finding
 from assay.doctor.monitor import Monitor, window
 from assay.doctor.reward import NOT_FINITE
@@ -46,8 +48,10 @@ class Watch:
         config: Mapping[str, Any],
         act: Act,
         say: Callable[[str], None],
+        proposed: Mapping[str, Any] | None = None,
     ) -> None:
-        self.where, self.act, self.say = where, act, say
+        """`proposed` are the cures that were told before the run: of these keys they are the cure now, too."""
+        self.where, self.act, self.say, self.proposed = where, act, say, proposed or {}
         self.monitor = Monitor(kind, where, config, say=self._found)
         self.remedy = Remedy()
         self._metrics, self._checkpoint = folder / "metrics.jsonl", folder / CHECKPOINT
@@ -57,16 +61,16 @@ class Watch:
     def close(self) -> None:
         self._findings.close()
 
-    def resume(self, step: int) -> None:
-        """The stage goes on after a step; its metrics end there."""
+    def resume(self, step: int, *, corrections: int = 0) -> None:
+        """The stage goes on after a step, where its metrics end, from a checkpoint that knows of some corrections."""
         self._step = self._saved = step
-        self._findings.truncate_after(step)
+        self._findings.truncate_after(step, but=_corrected)
         rows = list(read_json_lines(self._findings.path))
-        corrected = [row["step"] for row in rows if row["action"] == "corrected"]
-        self.remedy = Remedy(len(corrected), corrected.count(step))
+        corrected = [row["step"] for row in rows if _corrected(row)]
+        self.remedy = Remedy(len(corrected), len(corrected) - corrections)
         self.monitor.restart(
             read_metrics(self._metrics),
-            after=max(corrected, default=START),
+            after=corrected[-1] if corrected else START,
             said={row["mode"] for row in rows if row["action"] == "said"},
         )
 
@@ -90,10 +94,10 @@ class Watch:
 
     def trouble(self) -> TrainingError | None:
         """Why the stage must stop, with a checkpoint. Raises `Again` where it was corrected instead."""
-        fatal = self.monitor.fatal
-        if fatal is None or self.act == "warn":
+        if self.monitor.fatal is None or self.act == "warn":
             return None
-        if self._correct(fatal, sound=self.monitor.sound):
+        fatal = agreeing(self.monitor.fatal, self.proposed)
+        if self._correct(fatal):
             raise Again
         self._record("stopped", fatal, self._step)
         resume = f"{self.where} goes on from its checkpoint with doctor.act=warn"
@@ -106,7 +110,7 @@ class Watch:
     def not_finite(self, error: NotFiniteError) -> TrainingError | None:
         """What to raise for an error that came from within the stage; nothing, where it was corrected."""
         finding = Finding(NOT_FINITE, self.where, error.what, sureness="certain", cure=error.hint)
-        if self._correct(finding, sound=self._step):
+        if self._correct(finding):
             return None
         self._record("stopped", finding, self._step)
         return TrainingError(
@@ -114,18 +118,19 @@ class Watch:
         )
 
     def _found(self, finding: Finding, step: int) -> None:
+        finding = agreeing(finding, self.proposed)
         self._record("said", finding, step)
         self.say(
             f"{self.where} step {step}: {finding.mode.title} ({finding.severity}, {finding.sureness}): "
             f"{finding.evidence}. {self._cure(finding)} ({finding.mode.page})"
         )
 
-    def _correct(self, finding: Finding, *, sound: int) -> bool:
+    def _correct(self, finding: Finding) -> bool:
         """Go back, if that is wanted and has not been done too often: what the stage finds when it begins anew."""
         if self.act != "correct" or self.remedy.times >= MOST:
             return False
         seen = self._step
-        self._go_back(sound)
+        self._go_back(lambda step: self.monitor.sound(step, finding.mode))
         self._record("corrected", finding, self._saved, seen_at=seen)
         self.say(
             f"{self.where} step {seen}: {finding.mode.title}: {finding.evidence}. Correction {self.remedy.times + 1} "
@@ -142,8 +147,7 @@ class Watch:
 
     def _cure(self, finding: Finding) -> str:
         """In words, and as settings of this stage."""
-        own = {key.removeprefix(f"{self.monitor.kind}."): value for key, value in finding.change.items()}
-        given = " ".join(f"{self.where}.{key}={value}" for key, value in own.items())
+        given = " ".join(written(finding.change))
         return f"{finding.advice} Here: {given}." if given else finding.advice
 
     def _older(self) -> list[Path]:
@@ -161,11 +165,11 @@ class Watch:
             for folder in older[:-1]:
                 shutil.rmtree(folder)
 
-    def _go_back(self, sound: int) -> None:
-        """Make the newest checkpoint that is not after step `sound` the last one; without any, there is none."""
-        if self._saved <= sound:
+    def _go_back(self, sound: Callable[[int], bool]) -> None:
+        """Make the newest checkpoint of a step that is sound the last one; without any, there is none."""
+        if self._saved == START or sound(self._saved):
             return
-        good = [folder for folder in self._older() if int(folder.name) <= sound]
+        good = [folder for folder in self._older() if sound(int(folder.name))]
         if good:
             for file in good[-1].iterdir():
                 os.replace(file, self._checkpoint / file.name)
@@ -174,3 +178,8 @@ class Watch:
         else:
             shutil.rmtree(self._checkpoint)
             self._saved = START
+
+
+def _corrected(row: Mapping[str, Any]) -> bool:
+    """Whether a line of findings.jsonl records a correction, which outlives the steps that it took back."""
+    return row["action"] == "corrected"

@@ -63,12 +63,13 @@ class JsonLines:
         except OSError as error:
             raise StorageError(f"{self.path}: {error.strerror}", hint="Free some disk space and run again.") from error
 
-    def truncate_after(self, step: int) -> None:
-        """Drop the lines of later steps: a resumed stage will write them again."""
+    def truncate_after(self, step: int, *, but: Callable[[Mapping[str, Any]], bool] = lambda row: False) -> None:
+        """Drop the lines of later steps, but for some: a resumed stage will write the others again."""
         self._file.close()
         temporary = self.path.with_name(self.path.name + ".tmp")
         with temporary.open("wb") as file:
-            file.writelines(_dump(row).encode() for row in read_json_lines(self.path) if row["step"] <= step)
+            rows = read_json_lines(self.path)
+            file.writelines(_dump(row).encode() for row in rows if row["step"] <= step or but(row))
         os.replace(temporary, self.path)
         self._open()
 

@@ -104,7 +104,7 @@ def test_answers_that_grow_by_half_are_told_and_twice_as_long_ones_are_red(low: 
     finding = found(log(samples)).get("length-growth")
     assert (finding.severity if finding else None) == severity
     if finding:
-        assert finding.change == {"preference.method": "ldpo"}
+        assert finding.change == {"here.method": "ldpo"}
         assert found(log(samples, foreign=True))["length-growth"].change == {}
 
 

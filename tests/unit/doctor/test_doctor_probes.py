@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,15 @@ from bench.doctor_trial import faults_models as trial
 from bench.doctor_trial.fault import Fault
 
 from assay.data.pack import collate
+from assay.data.render import Renderer, Row
 from assay.doctor import direct, probe_batch, probe_policy, probe_reward, reward, sft
 from assay.doctor.detector import DETECTORS, examine
-from assay.doctor.probe_policy import PolicyProbe
+from assay.doctor.probe_policy import PolicyProbe, logprobs, tokenizer_mismatch
+from assay.models.locate import locate
+from assay.models.policy import Policy
+from assay.models.roles import load_policy
+from assay.models.scratch import train_tokenizer
+from assay.types import Prompt
 
 PARTS = (direct, probe_batch, probe_policy, probe_reward, reward, sft)
 MINE = [d for d in DETECTORS if d.find.__module__ in {part.__name__ for part in PARTS}]
@@ -116,3 +123,43 @@ def test_ids_beyond_the_embeddings_are_told_before_anything_is_computed() -> Non
     (finding,) = examine([beyond], MINE).findings
     assert finding.sureness == "certain"
     assert "token 100000" in finding.evidence
+
+
+UNFAMILIAR = {
+    "english": "Freedom of the press is one of the bulwarks of liberty, and can never be restrained but by despots",
+    "german": "Die Würde des Menschen ist unantastbar und alle staatliche Gewalt hat sie zu achten und zu schützen",
+    "code": "def squares(limit): return {number: number ** 2 for number in range(limit) if number % 3 == 0}",
+    "chinese": "人人生而自由在尊严和权利上一律平等他们赋有理性和良心并应以兄弟关系的精神相对待",
+}
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Policy:
+    return load_policy(locate("embedded"), trainable=False, device="cpu")
+
+
+def rows_of(renderer: Renderer, text: str) -> list[Row]:
+    turns = [(text[start : start + 30], text[start + 30 :]) for start in range(4)]
+    return [row for asked, answer in turns if (row := renderer.row(Prompt.ask(asked), answer))]
+
+
+@pytest.mark.parametrize("language", UNFAMILIAR)
+def test_text_that_a_small_model_has_never_read_the_like_of_is_no_wrong_tokenizer(
+    embedded: Policy, language: str
+) -> None:
+    rows = rows_of(embedded.renderer("chat", 48), UNFAMILIAR[language])
+    assert logprobs(embedded, rows).mean() < -math.log(len(embedded.tokenizer)) - 1, "less likely than by a guess"
+    assert list(tokenizer_mismatch(PolicyProbe(embedded, rows))) == []
+
+
+@pytest.mark.parametrize("language", ["english", "german"])
+def test_a_tokenizer_of_other_texts_is_a_wrong_one(embedded: Policy, language: str) -> None:
+    own = embedded.tokenizer
+    guide = " ".join(page.read_text() for page in (Path(__file__).parents[3] / "docs" / "doctor").glob("*.md"))
+    try:
+        embedded.tokenizer = train_tokenizer([guide], len(own))
+        rows = rows_of(Renderer(embedded.tokenizer, max_length=48), UNFAMILIAR[language])
+        (finding,) = tokenizer_mismatch(PolicyProbe(embedded, rows))
+    finally:
+        embedded.tokenizer = own
+    assert "tell tokens that begin a word from others with an AUC of 0." in finding.evidence

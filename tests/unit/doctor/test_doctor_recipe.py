@@ -15,9 +15,10 @@ from assay.doctor.detector import Missing
 from assay.doctor.finding import Finding
 from assay.doctor.recipe import Disk, Memory, Planned, Refusals, RewardFolder, Vocabularies, Weights, usual_rate
 from assay.doctor.tokens import Prompts, Tokens
+from assay.pipeline.recipe import load_recipe
 from assay.types import Demonstration, Prompt
 
-GPT2, SEVEN_BILLION = 124_439_808, 7_000_000_000
+EMBEDDED, GPT2, SEVEN_BILLION = 975_616, 124_439_808, 7_000_000_000
 
 
 def planned(kind: str = "sft", parameters: int | None = GPT2, **config: Any) -> Planned:
@@ -59,6 +60,17 @@ def test_rates_far_from_those_that_work(rate: float, lora: bool, severity: str |
     for finding in found:  # what is proposed is in range
         (proposed,) = finding.change.values()
         assert not list(doctor.out_of_range(planned(learning_rate=proposed, lora={"r": 8} if lora else None)))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("dpo", "preference"), ("sandbox", "ppo"), ("sandbox", "sft")])
+@pytest.mark.parametrize(("times", "severity"), [(1, None), (100, "red")])
+def test_a_hundred_times_the_rate_of_a_shipped_recipe_is_red(
+    name: str, kind: str, times: int, severity: str | None
+) -> None:
+    (stage,) = [stage for stage in load_recipe(name, (), {}).recipe.stages if stage.kind == kind]
+    config = stage.model_dump(mode="json")
+    config["optim"]["learning_rate"] *= times
+    assert severities(doctor.out_of_range(Planned(kind, kind, config, EMBEDDED))) == [severity] * bool(severity)
 
 
 def test_the_range_depends_on_the_size_and_needs_it() -> None:

@@ -142,7 +142,7 @@ def test_a_mean_of_five_standard_deviations_is_drift(mean: float, alarm: bool) -
     finding = found(reward_log({"chosen_mean": mean + 0.7, "rejected_mean": mean - 0.7})).get("score-drift")
     assert (finding is not None) == alarm
     if finding:
-        assert finding.change == {"reward.centring": 0.01}
+        assert finding.change == {"here.centring": 0.01}
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_overfitting_is_a_validation_loss_that_rises_twice_above_a_low_training_
     finding = found(given).get("overfitting")
     assert (finding.severity if finding else None) == severity
     if finding:
-        assert finding.change == {"sft.epochs": 2}  # lowest at step 20 of 40
+        assert finding.change == {"here.epochs": 2}  # lowest at step 20 of 40
 
 
 def test_what_a_log_does_not_have_is_unchecked() -> None:

@@ -14,8 +14,9 @@ from tests.unit.doctor.policy_log import HEALTHY, Column, log, ramp, wave
 from assay.doctor import monitor as monitors
 from assay.doctor.detector import examine
 from assay.doctor.finding import Finding
+from assay.doctor.kl import KL_BLOW_UP
 from assay.doctor.log import Log
-from assay.doctor.monitor import Monitor, window
+from assay.doctor.monitor import VITAL, Monitor, window
 from assay.tracking.metrics import MetricsLine
 
 STEPS = 40
@@ -72,8 +73,9 @@ def test_a_kl_that_runs_away_is_said_once_and_fatal_when_new_steps_show_it_again
     assert seen.fatal_at is not None
     assert first + window(first) <= seen.fatal_at <= first + 2 * window(first)
     assert seen.monitor.fatal is not None
-    assert seen.monitor.fatal.change == {"kl_coef": 0.05}
-    assert 10 <= seen.monitor.sound <= 16, "the last step before the trouble can have begun"
+    assert seen.monitor.fatal.change == {"here.kl_coef": 0.05}
+    sound = [seen.monitor.sound(step, seen.monitor.fatal.mode) for step in range(1, STEPS + 1)]
+    assert sound == [True] * 15 + [False] * 25, "the KL of the 16th step is beyond what the run may have"
 
 
 def test_a_kl_that_comes_back_in_time_is_said_and_not_fatal() -> None:
@@ -111,7 +113,27 @@ def test_a_number_that_is_not_finite_is_said_at_once_and_fatal_where_training_fo
     seen = Watched("group").see([*rows[:32], rows[32] | {name: odd}, *rows[33:]])
     assert seen.said == [(33, "not-finite")]
     assert seen.fatal_at == (33 if fatal else None)
-    assert not fatal or seen.monitor.sound == 32
+    if seen.monitor.fatal:
+        assert [seen.monitor.sound(step, seen.monitor.fatal.mode) for step in (1, 32, 33)] == [True, True, False]
+
+
+@pytest.mark.parametrize("step", [*range(1, 13), 20, STEPS])
+def test_every_step_of_a_healthy_run_is_sound(step: int) -> None:
+    seen = Watched().see(lines())
+    assert all(seen.monitor.sound(step, mode) for mode in VITAL)
+
+
+def test_a_checkpoint_is_as_wrecked_as_the_line_of_its_step() -> None:
+    """What made it so was said before, or is too new for any window of steps to show it."""
+    wrecked = [0.0, 0.0, 0.0, *wave(129.0, 20.0, STEPS - 3)]
+    seen = Watched().see(lines({"objective/kl": wrecked, "lengths/response_mean": 24.0}))
+    assert [seen.monitor.sound(step, KL_BLOW_UP) for step in (1, 3, 4, 8)] == [True, True, False, False]
+    jumps = {
+        "policy/approxkl_avg": [0.0, 0.0, 2.4] + [0.01] * 37,
+        "policy/clipfrac_avg": [0.0, 0.0, 0.26] + [0.01] * 37,
+    }
+    seen = Watched().see(lines({**jumps, "objective/kl": [0.0] * 20 + [129.0] * 20}))
+    assert [seen.monitor.sound(step, KL_BLOW_UP) for step in (2, 3, 8)] == [True, False, False]
 
 
 def loss(*values: float) -> Lines:
@@ -124,7 +146,7 @@ def test_a_loss_above_where_it_began_is_fatal_and_one_that_falls_or_stays_is_not
     blown = Watched(kind, optim={"learning_rate": 0.3}).see(loss(*start, *wave(1.5, 0.2, 20), *wave(6.0, 1.0, 40)))
     assert [name for _, name in blown.said] == ["loss-blow-up"]
     assert blown.monitor.fatal is not None
-    assert blown.monitor.fatal.change == {f"{kind}.optim.learning_rate": 0.3 / 3}
+    assert blown.monitor.fatal.change == {"here.optim.learning_rate": 0.1}
     for healthy in (wave(1.0, 0.3, 60), wave(2.2, 0.6, 60), [*wave(1.5, 0.2, 30), 9.0, *wave(1.5, 0.2, 30)]):
         seen = Watched(kind).see(loss(*start, *healthy))
         assert (seen.said, seen.monitor.fatal) == ([], None)
@@ -139,7 +161,9 @@ def test_a_monitor_that_is_resumed_stops_where_it_would_have_stopped(cut: int) -
     resumed.monitor.restart(before, said=["kl-blow-up"])
     resumed.see(rows[cut:], start=cut + 1)
     assert resumed.said == []
-    assert resumed.monitor.sound == whole.monitor.sound
+    assert whole.monitor.fatal is not None
+    for step in (5, 15, 16):
+        assert resumed.monitor.sound(step, whole.monitor.fatal.mode) == (step <= 15)
     assert resumed.fatal_at == max(whole.fatal_at or 0, cut + 1)
 
 

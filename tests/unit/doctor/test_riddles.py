@@ -51,7 +51,7 @@ def log_of(kind: str, columns: Mapping[str, Sequence[float] | float], **more: An
 def test_the_script_stops_at_text_for_a_number_and_the_doctor_names_the_key(tmp_path: Path):
     told = riddles.number_as_text(tmp_path)
     assert told.seen.endswith("TypeError: '<=' not supported between instances of 'float' and 'str'")
-    assert all(words in told.said for words in ("A number in the configuration is text", 'lr is "1e-5"', "lr=1e-05"))
+    assert all(words in told.said for words in ("A number in the configuration is text", 'lr is "1e-5"', "lr=1.0e-05"))
     assert told.healed.startswith("green")
 
 

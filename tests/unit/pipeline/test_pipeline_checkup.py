@@ -16,13 +16,15 @@ from bench.doctor_trial.faults_data import dialogue, pairs
 from tests import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from assay.doctor import examination as examination_of
+from assay.doctor.cure import BEFORE
 from assay.doctor.examination import Examination
 from assay.errors import UsageError
 from assay.models import precision
-from assay.pipeline import checkup, environment, evidence
+from assay.pipeline import checkup, environment, evidence, runner
 from assay.pipeline.checkup import before_run, of_recipe
 from assay.pipeline.recipe import draft, load_recipe
-from assay.pipeline.runner import BEFORE, run
+from assay.pipeline.runner import run
 
 from .fakes import Fakes
 
@@ -132,6 +134,19 @@ def test_settings_that_fail_are_named_first(
     place.settings = settings
     given = place.examined()
     assert (named(given)[0], given.diagnosis.verdict) == (mode, verdict)
+
+
+@pytest.mark.parametrize(
+    ("setting", "usual"),
+    [("sft.batch_size=0", "32"), ("ppo.optim.learning_rate=0", "3.0e-06"), ("sft.optim.warmup=-1", "0.")],
+)
+def test_a_value_that_means_nothing_is_told_with_the_one_that_is_usual(
+    place: Workplace, setting: str, usual: str
+) -> None:
+    place.settings = (setting,)
+    (found,) = place.examined().diagnosis.findings
+    assert found.mode.name == "cannot-run"
+    assert found.advice.startswith(f"The default is {usual}")
 
 
 def test_a_fault_of_one_part_leaves_the_others_checked(place: Workplace) -> None:
@@ -305,3 +320,24 @@ def test_despite_names_what_the_doctor_knows(place: Workplace) -> None:
     with pytest.raises(UsageError, match="knows no") as refused:
         started(place, [], despite=["double-boss"])
     assert "double-bos" in refused.value.hint
+    assert not (place.folder / "runs").exists(), "it is told before any work"
+
+
+def test_a_run_that_went_badly_says_so_last(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With act: warn it has run to its end, so its exit code is 0; its last line is the verdict."""
+    said: list[str] = []
+    place.settings = ("doctor.act=warn",)
+    started(place, said, report=runner.last_words)
+    assert said[-1].startswith("doctor: ")
+    (folder,) = (place.folder / "runs").glob("mine-*")
+    made = next((place.folder / "runs" / "artifacts").glob("sft-*"))
+    losses = [2.0] * 10 + [9.0] * 20
+    lines = [json.dumps({"step": step, "time": 0.0, "train/loss": loss}) for step, loss in enumerate(losses, 1)]
+    (made / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    last = runner.last_words(folder)
+    assert last == (
+        f"doctor: red, The training loss rises above where it began (sft). Why, and what to change: "
+        f"assay doctor {folder}"
+    )
+    monkeypatch.setattr(examination_of, "examination", lambda folder: 1 / 0)
+    assert runner.last_words(folder).startswith("doctor: the run could not be examined (ZeroDivisionError")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ import pytest
 import torch
 
 from assay.doctor.examination import examination
+from assay.doctor.finding import Finding
+from assay.doctor.sft import LOSS_BLOW_UP
 from assay.errors import Interrupted, TrainingError
 from assay.models.checkpoint import load_checkpoint
 from assay.pipeline.artifacts import CHECKPOINT
 from assay.pipeline.recipe import NamedRecipe, load_recipe
 from assay.pipeline.runner import Request, Stage, run
 from assay.pipeline.steps import steps
-from assay.stages.context import RunContext, StageInputs
+from assay.pipeline.watch import START as NO_CHECKPOINT
+from assay.pipeline.watch import Again, Watch
+from assay.stages.context import Remedy, RunContext, StageInputs
 from assay.tracking.metrics import read_json_lines, read_metrics
 
 from .fakes import workplace
@@ -169,6 +174,37 @@ def test_what_three_corrections_do_not_mend_is_stopped(recipe: Path) -> None:
         run(load(recipe, "doctor.act=correct"), said.request(learner))
     assert len(learner.began) == 4
     assert [action for action, _ in actions(partial(recipe)) if action != "said"] == ["corrected"] * 3 + ["stopped"]
+
+
+def test_a_correction_stays_on_record_however_far_back_a_later_one_goes(tmp_path: Path) -> None:
+    """From step 12 to step 4 to the start: three corrections, each a third of the rate, and β raised for each."""
+    (tmp_path / CHECKPOINT).mkdir()
+    (tmp_path / CHECKPOINT / "state.json").write_text("{}")
+    said: list[str] = []
+
+    def begun(step: int, knows: int = 0) -> Watch:
+        watch = Watch(tmp_path, kind="sft", where="sft", config={}, act="correct", say=said.append)
+        watch.resume(step, corrections=knows)
+        return watch
+
+    fatal = Finding(LOSS_BLOW_UP, "sft", "loss 9", fatal=True)
+    for number, (back, seen) in enumerate(((12, 20), (4, 16), (NO_CHECKPOINT, 9))):
+        watch = begun(20 if number == 0 else seen - 1, number)
+        watch.monitor.sound = lambda step, mode, most=back: step <= most
+        watch.see(seen, {"train/loss": 1.0})
+        watch.saved(back if back != NO_CHECKPOINT else 4)
+        watch.monitor.fatal = fatal
+        with pytest.raises(Again):
+            watch.trouble()
+        watch.close()
+        assert begun(back).remedy == Remedy(number + 1, number + 1), "the checkpoint knows of no correction"
+        assert begun(back, number).remedy == Remedy(number + 1, 1), "the checkpoint knows of the earlier ones"
+    assert [row["action"] for row in read_json_lines(tmp_path / "findings.jsonl")] == ["corrected"] * 3
+    assert [re.findall(r"Correction \d of 3: back to (?:step \d+|the start)", line)[0] for line in said] == [
+        "Correction 1 of 3: back to step 12",
+        "Correction 2 of 3: back to step 4",
+        "Correction 3 of 3: back to the start",
+    ]
 
 
 @pytest.mark.parametrize(

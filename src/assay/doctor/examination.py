@@ -25,6 +25,7 @@ from assay.doctor import (
     reward,
     sft,
     tokens,
+    trl,
     updates,
 )
 from assay.doctor.detector import ODD, Evidence, examine
@@ -32,10 +33,11 @@ from assay.doctor.finding import VERDICTS, Diagnosis
 from assay.doctor.log import Log
 from assay.doctor.machine import Settings
 from assay.doctor.read import read
+from assay.doctor.terms import in_terms
 
 FAMILIES = (
     *(data, labels, tokens, machine, recipe),
-    *(sft, reward, kl, updates, responses, groups, direct, outcome),
+    *(sft, reward, kl, updates, responses, groups, direct, outcome, trl),
     *(probe_reward, probe_policy, probe_batch),
 )
 """Every file of detectors: importing one enters what it has."""
@@ -83,7 +85,7 @@ def examination(path: Path) -> Examination:
     found = read(path)
     notes: list[str] = [*found.notes]
     evidence: list[Evidence] = [*found.logs, *_readings(found.logs, notes)]
-    return Examination(str(path), [log.where for log in found.logs], examine(evidence), notes)
+    return Examination(str(path), [log.where for log in found.logs], in_terms(examine(evidence), found.logs), notes)
 
 
 def _readings(logs: Sequence[Log], notes: list[str]) -> Iterator[data.Reading]:

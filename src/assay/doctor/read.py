@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from assay.doctor.foreign import STEPS, log_of
 from assay.doctor.log import Log
 from assay.errors import AssayError, UsageError
 from assay.tracking.metrics import MetricsLine, read_json_lines, read_metrics
@@ -22,75 +23,6 @@ from assay.tracking.metrics import MetricsLine, read_json_lines, read_metrics
 STATE = "trainer_state.json"
 REPORTS = ("accuracy", "evaluation", "report")
 """JSON files of an artifact that hold more than its flat metrics."""
-STEPS = ("step", "global_step", "Step", "episode", "epoch")
-"""Columns that may number the lines of a table, the best first."""
-
-NAMES: Mapping[str, Mapping[str, str]] = {
-    "ppo": {
-        "objective/scores": "objective/score",
-        "objective/rlhf_reward": "objective/reward",
-        "loss/policy_avg": "policy/loss",
-        "loss/value_avg": "val/loss",
-        "lr": "policy/learning_rate",
-        "val/ratio": "policy/ratio",
-        "val/ratio_var": "policy/ratio_var",
-    },
-    "group": {
-        "reward": "objective/reward",
-        "reward_std": "objective/group_std",
-        "kl": "objective/kl",
-        "entropy": "objective/entropy",
-        "frac_reward_zero_std": "objective/groups_without_signal",
-        "completions/mean_length": "lengths/response_mean",
-        "completions/clipped_ratio": "lengths/truncated",
-        "clip_ratio/region_mean": "policy/clipfrac_avg",
-        "loss": "policy/loss",
-        "grad_norm": "policy/grad_norm",
-        "learning_rate": "policy/learning_rate",
-        "sampling/sampling_logp_difference/max": "val/sampler_log_ratio",
-    },
-    "preference": {
-        "rewards/accuracies": "train/accuracy",
-        "rewards/margins": "train/reward_margin",
-        "rewards/chosen": "train/chosen_reward",
-        "rewards/rejected": "train/rejected_reward",
-        "logps/chosen": "train/chosen_logprob",
-        "loss": "train/loss",
-        "grad_norm": "train/grad_norm",
-        "learning_rate": "train/learning_rate",
-    },
-    "reward": {
-        "accuracy": "train/accuracy",
-        "margin": "train/margin",
-        "mean_reward": "train/score_mean",
-        "min_reward": "train/score_min",
-        "max_reward": "train/score_max",
-        "eval_accuracy": "eval/accuracy",
-        "loss": "train/loss",
-        "grad_norm": "train/grad_norm",
-        "learning_rate": "train/learning_rate",
-        "eval_loss": "eval/loss",
-    },
-    "sft": {
-        "loss": "train/loss",
-        "grad_norm": "train/grad_norm",
-        "learning_rate": "train/learning_rate",
-        "eval_loss": "eval/loss",
-    },
-}
-"""TRL's names → ours, by the kind of stage; names that are the same on both sides are left out."""
-
-SIGNS: Sequence[tuple[str, str]] = (
-    ("objective/kl", "ppo"),
-    ("completions/mean_length", "group"),
-    ("frac_reward_zero_std", "group"),
-    ("rewards/margins", "preference"),
-    ("rewards/chosen", "preference"),
-    ("mean_reward", "reward"),
-    ("margin", "reward"),
-    ("loss", "sft"),
-)
-"""A metric that only one kind of trainer logs → the kind; the first that is there decides."""
 
 
 @dataclass(frozen=True)
@@ -156,11 +88,14 @@ def _awaited(recipe: Path, done: Sequence[str], notes: list[str]) -> Counter[str
 def read_trl(path: Path) -> Found:
     """The log history of a trainer of TRL or transformers."""
     notes: list[str] = []
-    history = _object(path, notes).get("log_history")
+    state = _object(path, notes)
+    history = state.get("log_history")
     if not isinstance(history, list):
         raise UsageError(f"{path} has no log_history", hint=f"give the {STATE} that the trainer saved")
     rows = [{str(name): value for name, value in row.items()} for row in history if isinstance(row, Mapping)]
-    return _foreign(path, ((row.get("step"), row) for row in rows), notes)
+    size = state.get("train_batch_size")
+    points = _numbered((row.get("step"), row) for row in rows)
+    return Found([log_of(path.name, points, notes, size if isinstance(size, int) else None)], tuple(notes))
 
 
 def read_table(path: Path) -> Found:
@@ -171,30 +106,18 @@ def read_table(path: Path) -> Found:
     column = next((name for name in STEPS if rows and name in rows[0]), None)
     if column is None:
         notes.append(f"{path.name} has no column named {', '.join(STEPS[:-1])} or {STEPS[-1]}: lines are numbered")
-    numbered = ((row.get(column) if column else number, row) for number, row in enumerate(rows, start=1))
-    return _foreign(path, numbered, notes)
+    points = _numbered((row.get(column) if column else None, row) for row in rows)
+    return Found([log_of(path.name, points, notes)], tuple(notes))
 
 
-def _foreign(path: Path, rows: Iterable[tuple[Any, Mapping[str, Any]]], notes: list[str]) -> Found:
-    points = [(step, {name: _number(value) for name, value in row.items()}) for step, row in rows]
-    seen = {name for _, row in points for name, value in row.items() if value is not None}
-    kind = next((kind for sign, kind in SIGNS if sign in seen), None)
-    if kind is None:
-        raise UsageError(
-            f"{path} has none of the metrics that tell what was trained: {', '.join(sign for sign, _ in SIGNS)}",
-            hint="name the columns as TRL does",
-        )
-    names = NAMES[kind]
-    lines = []
-    for number, (step, row) in enumerate(points, start=1):
-        values = {
-            names.get(name, name): value for name, value in row.items() if value is not None and name not in STEPS
-        }
-        lines.append(MetricsLine(int(_number(step) or number), 0.0, values))
-    ours = {ours for of_kind in NAMES.values() for ours in of_kind.values()}
-    if unknown := sorted(name for name in seen - set(STEPS) if "/" not in name and names.get(name, name) not in ours):
-        notes.append(f"{path.name}: nothing is known of {', '.join(unknown)}")
-    return Found([Log.of(kind, path.name, lines, foreign=True)], tuple(notes))
+def _numbered(rows: Iterable[tuple[Any, Mapping[str, Any]]]) -> list[tuple[int, dict[str, float]]]:
+    """Rows as numbers, each with its step, or with its line where it has none."""
+    points = []
+    for number, (step, row) in enumerate(rows, start=1):
+        values = {name: _number(value) for name, value in row.items()}
+        kept = {name: value for name, value in values.items() if value is not None}
+        points.append((int(_number(step) or number), kept))
+    return points
 
 
 def _stage(name: str, entry: Mapping[str, Any], folder: Path, notes: list[str]) -> Log:

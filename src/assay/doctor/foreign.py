@@ -8,8 +8,10 @@ PPO in 1.10.0, the last release that has it; a few names are of releases before 
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,6 +23,7 @@ from assay.statistics import wilson
 from assay.tracking.metrics import MetricsLine
 
 Row = Mapping[str, float]
+NOT_LOGGED = "TRL logs nothing that would show it"
 
 STEPS = ("step", "global_step", "Step", "episode", "epoch")
 """Columns that may number the lines of a table, the best first."""
@@ -35,6 +38,10 @@ COMMON = {
 }
 NAMES: Mapping[str, Mapping[str, str]] = {
     "ppo": {
+        "objective/kl": "objective/kl",  # nats an answer, as ours
+        "policy/approxkl_avg": "policy/approxkl_avg",
+        "policy/clipfrac_avg": "policy/clipfrac_avg",
+        "val/num_eos_tokens": "val/num_eos_tokens",
         "objective/scores": "objective/score",
         "objective/rlhf_reward": "objective/reward",
         "policy/entropy_avg": "objective/entropy",  # nats a token, over answers and their padding
@@ -112,27 +119,26 @@ def accuracy_bound(row: Row, end: int) -> float:
     return (interval.low, interval.high)[end]
 
 
-DERIVED: Mapping[str, Mapping[str, Callable[[Row], float]]] = {
-    "ppo": {"lengths/response_mean": first_length},
-    "group": {
-        "objective/kl": lambda row: row["kl"] * tokens(row),  # TRL: nats a token; we: nats an answer, as in PPO
-        "answer/entropy": lambda row: row["entropy"] * tokens(row),
-        "val/sampler_kl": sampler_kl,
+DERIVED: Mapping[str, Mapping[str, tuple[str | None, Callable[[Row], float]]]] = {
+    "ppo": {"lengths/response_mean": (None, first_length)},
+    "group": {  # TRL counts nats a token, and we an answer, as in PPO
+        "objective/kl": ("kl", lambda row: row["kl"] * tokens(row)),
+        "answer/entropy": ("entropy", lambda row: row["entropy"] * tokens(row)),
+        "val/sampler_kl": ("sampling/sampling_logp_difference/mean", sampler_kl),
     },
     "reward": {
-        "eval/n": evaluated,
-        "eval/accuracy_low": lambda row: accuracy_bound(row, 0),
-        "eval/accuracy_high": lambda row: accuracy_bound(row, 1),
+        "eval/n": ("eval_runtime", evaluated),
+        "eval/accuracy_low": ("eval_accuracy", lambda row: accuracy_bound(row, 0)),
+        "eval/accuracy_high": ("eval_accuracy", lambda row: accuracy_bound(row, 1)),
     },
 }
-"""Ours, made of several of TRL's in the same row or in another unit; left out where one of those is missing."""
-SOURCES = {"objective/kl": "kl", "lengths/response_mean": "completions/mean_length"}
-"""What TRL calls the part of a derived metric that users know."""
-UNUSED = {
-    *("num_tokens", "eps", "step_time", "mean_token_accuracy", "total_flos", "policy_loss", "entropy", "aux_loss"),
-    *("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"),
+"""Ours in another unit, or of several of TRL's in one row → what users know it by, and how to make it."""
+OTHERS = {
+    *("kl", "entropy", "num_tokens", "eps", "step_time", "mean_token_accuracy", "policy_loss", "aux_loss"),
+    *("eval_runtime", "eval_samples_per_second", "total_flos", "train_loss", "train_runtime"),
+    *("train_samples_per_second", "train_steps_per_second", "entropy_coef"),
 }
-"""Metrics without a slash that TRL logs and no detector needs."""
+"""Metrics of TRL's without a slash that are parts of others, or that no detector needs."""
 
 SIGNS: Sequence[tuple[str, str]] = (
     ("objective/kl", "ppo"),
@@ -148,43 +154,29 @@ SIGNS: Sequence[tuple[str, str]] = (
 """A metric that only one kind of trainer logs → the kind; the first that is there decides."""
 
 
-class NotLogged(Missing):
-    """What no trainer of TRL's logs, so that its user need not look for it."""
-
-
 @dataclass(frozen=True)
 class Foreign(Log):
-    """What a trainer of TRL's has written down; asked for what is not there, it answers in TRL's names."""
+    """What a trainer of TRL's has written down; asked for what is not there, it knows what TRL never logs."""
 
     foreign: bool = True
 
     def __getitem__(self, name: str) -> Series:
         if name in self:
             return self.series[name]
-        theirs = theirs_of(self.kind, name)
-        if theirs is None:
-            raise NotLogged("TRL logs nothing that would show it")
-        raise Missing(f"the log has no {theirs}")
+        raise Missing(NOT_LOGGED if theirs_of(self.kind, name) is None else f"the log has no {name}")
 
     def number(self, name: str) -> float:
-        raise NotLogged("TRL logs nothing that would show it")
+        raise Missing(NOT_LOGGED)
 
     def report(self, name: str, part: str) -> Mapping[str, Any]:
-        raise NotLogged("TRL logs nothing that would show it")
+        raise Missing(NOT_LOGGED)
 
 
 def theirs_of(kind: str, name: str) -> str | None:
     """TRL's name of a metric of ours, as its trainer of this kind logs it; None where it logs no such thing."""
-    renamed = {ours: theirs for theirs, ours in reversed(NAMES[kind].items())}
     if name in DERIVED.get(kind, {}):
-        return SOURCES.get(name)
-    return renamed.get(name) or (name if name in SAME.get(kind, ()) else None)
-
-
-SAME: Mapping[str, Sequence[str]] = {
-    "ppo": ("objective/kl", "policy/approxkl_avg", "policy/clipfrac_avg", "val/num_eos_tokens"),
-}
-"""Names that TRL and we share, or that only trl.py reads."""
+        return DERIVED[kind][name][0]
+    return next((theirs for theirs, ours in NAMES[kind].items() if ours == name), None)
 
 
 def log_of(name: str, rows: Sequence[tuple[int, Row]], notes: list[str], batch_size: int | None = None) -> Foreign:
@@ -201,21 +193,17 @@ def log_of(name: str, rows: Sequence[tuple[int, Row]], notes: list[str], batch_s
         )
     rows = [(step, {bare(kind, metric): value for metric, value in row.items()}) for step, row in rows]
     lines = [MetricsLine(step, 0.0, ours(kind, {**row, "step": step})) for step, row in rows]
-    known = NAMES[kind].keys() | {*UNUSED, *STEPS, *NAMES[kind].values(), *PARTS}
-    if unknown := sorted({m for _, row in rows for m in row if "/" not in m and m not in known and m[:5] != "eval_"}):
+    metrics = {metric for _, row in rows for metric in row if not metric.startswith("eval_")}
+    if unknown := sorted(metric for metric in metrics - {*NAMES[kind], *OTHERS, *STEPS} if "/" not in metric):
         notes.append(f"{name}: nothing is known of {', '.join(unknown)}")
     return Foreign.of(kind, name, lines, config=settings(kind, rows, batch_size))
-
-
-PARTS = ("kl", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
-"""What derived metrics are made of."""
 
 
 def bare(kind: str, metric: str) -> str:
     """Without the prefix that an export has put before a name of TRL's."""
     for prefix, instead in PREFIXES.items():
         name = instead + metric.removeprefix(prefix)
-        if metric.startswith(prefix) and name in {*NAMES[kind], *PARTS, *(sign for sign, _ in SIGNS)}:
+        if metric.startswith(prefix) and name in {*NAMES[kind], *OTHERS, *(sign for sign, _ in SIGNS)}:
             return name
     return metric
 
@@ -226,27 +214,23 @@ def ours(kind: str, row: Row) -> dict[str, float]:
     values = {names.get(metric, metric): value for metric, value in row.items() if metric not in STEPS}
     if "epoch" in row:
         values["epoch"] = row["epoch"]
-    for name, derive in DERIVED.get(kind, {}).items():
-        try:
+    for name, (_, derive) in DERIVED.get(kind, {}).items():
+        with suppress(KeyError, OverflowError, ValueError, DataError):
             values[name] = derive(row)
-        except (KeyError, OverflowError, ValueError, DataError):
-            continue
     return values
 
 
 def settings(kind: str, rows: Sequence[tuple[int, Row]], batch_size: int | None) -> dict[str, Any]:
     """What the log itself tells of the settings: rows of data behind a line, and passes over them."""
     found: dict[str, Any] = {}
-    episodes = [int(after["episode"] - before["episode"]) for before, after in behind(rows, "episode")]
-    between = [int(after["step"] - before["step"]) for before, after in behind(rows, "loss")]
-    if kind == "ppo" and episodes:
-        found["batch_size"] = statistics.median_low(episodes)
-    elif batch_size and between:
-        found["batch_size"] = batch_size * statistics.median_low(between)
-    epochs = [row["epoch"] for _, row in rows if "epoch" in row]
+    steps = statistics.median_low(apart([step for step, row in rows if "loss" in row]) or [0])
+    episodes = statistics.median_low(apart([row["episode"] for _, row in rows if "episode" in row]) or [0])
+    if size := int(episodes if kind == "ppo" else steps * (batch_size or 0)):
+        found["batch_size"] = size
+    epochs = [row["epoch"] for _, row in rows if math.isfinite(row.get("epoch", math.nan))]
     return found | ({"epochs": max(1, round(epochs[-1]))} if epochs else {})
 
 
-def behind(rows: Sequence[tuple[int, Row]], metric: str) -> list[tuple[Row, Row]]:
-    """Rows that have a metric, each with the one before it."""
-    return list(pairwise({**row, "step": float(step)} for step, row in rows if metric in row))
+def apart(numbers: Sequence[float]) -> list[float]:
+    """Distances from one number to the next."""
+    return [after - before for before, after in pairwise(numbers) if math.isfinite(after - before)]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from assay.doctor.finding import Diagnosis, Finding
+from assay.doctor.foreign import theirs_of
 from assay.doctor.log import Log
 
 OPTIONS: Mapping[str, Mapping[str, str]] = {
@@ -112,14 +113,24 @@ def in_terms(given: Diagnosis, logs: Sequence[Log]) -> Diagnosis:
         if found.where not in kinds or surest[found.mode.name, found.where] is found
     ]
     checked = {(mode, where) for mode, where in given.checked if where in kinds}
-    unchecked = [one for one in given.unchecked if (one.mode, one.where) not in checked]
+    unchecked = [
+        replace(one, why=measured(one.why, kinds[one.where])) if one.where in kinds else one
+        for one in given.unchecked
+        if (one.mode, one.where) not in checked
+    ]
     return Diagnosis(findings, unchecked, given.checked)
 
 
 def told(found: Finding, kind: str) -> Finding:
     """A finding to a user of the trainer that TRL has for this kind of stage."""
     cure = found.cure or CURES[kind].get(found.mode.name, found.mode.cure)
-    return replace(found, cure=renamed(cure, kind), change=changed(found.change, kind))
+    seen = measured(found.evidence, kind)
+    return replace(found, evidence=seen, cure=renamed(cure, kind), change=changed(found.change, kind))
+
+
+def measured(text: str, kind: str) -> str:
+    """Our metrics in a text by TRL's names."""
+    return re.sub(r"\w+/\w+", lambda found: theirs_of(kind, found[0]) or found[0], text)
 
 
 def renamed(text: str, kind: str) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from assay.doctor.detector import Missing, detects
 from assay.doctor.direct import EARLY, EASY, SATURATED
-from assay.doctor.finding import Finding
+from assay.doctor.finding import Finding, Sureness
 from assay.doctor.foreign import Foreign
 from assay.doctor.kl import COLLAPSED, ENTROPY_OUT_OF_BOUNDS, KL_BLOW_UP, NATS, SURPRISE
 from assay.doctor.log import SAMPLING
@@ -33,9 +33,9 @@ from assay.doctor.window import LATE, bounds, late, rose, text, together
 
 NEAR_CHANCE = 0.55
 """Accuracy in the second half of training that the interval must stay below: labels that people agree on give more."""
-MOST_LINES = 20
-"""Lines of a log whose every pair was right, before luck is out of the question: 0.9 ** 20 is 0.12, for one pair each
-and an accuracy of 90 %, and a line is of several pairs."""
+FEWEST_LINES = 40
+"""Lines of a log whose every pair was right: of one pair each, the least that a line can be of, an accuracy of 90 %
+would give that once in 68 times."""
 RATES = {"ppo": "policy/learning_rate", "group": "policy/learning_rate", "sft": "train/learning_rate"}
 
 
@@ -66,25 +66,29 @@ def stands_still(log: Foreign) -> Iterator[Finding]:
     if log.kind == "sft":
         return
     kl = np.abs(log["objective/kl"].values[1:])
-    if len(kl) < LATE or kl.max() >= ROUNDING:
+    if len(kl) < 2 * LATE:
+        raise Missing(f"{len(kl)} lines after the first update, and {2 * LATE} are needed")
+    if kl.max() >= ROUNDING:
         return
     seen = f"|KL| to the reference at most {kl.max():.2g} in {len(kl)} lines, learning rate up to {rate.max():.2g}"
-    shared = "Policy and reference share their weights: the policy moves, and its reference moves with it."
-    frozen = "No update reaches the weights: every answer scores alike, or the gradient is cut off."
+    cause = (
+        "No update reaches the weights: every answer scores alike, the gradient is cut off, or the rate is far too low"
+    )
+    sure: Sureness = "possible" if kl.any() else "likely"
     if "policy/approxkl_avg" not in log:
-        cause = f"{frozen[:-1]}; or policy and reference share their weights."
-        sure = "likely"
+        cause += "; or policy and reference share their weights"
     else:
         drift = log["policy/approxkl_avg"].values.max()
-        cause, sure = (shared, "certain") if drift > ROUNDING else (frozen, "likely")
         seen += f", KL(old‖new) up to {drift:.2g} a token"
+        if drift > ROUNDING:
+            cause, sure = "The policy moves and its reference moves with it, for they share their weights", "certain"
     yield Finding(
         NOTHING_MOVES,
         log.where,
         seen,
         "red",
         sure,
-        cause,
+        f"{cause}.",
         "Give the reference weights of its own (`ref_model`, or the adapter off); see that the optimizer has the "
         "policy's parameters and that they require gradients; score two different answers by hand.",
     )
@@ -250,9 +254,9 @@ def saturated_early(log: Foreign) -> Iterator[Finding]:
         return
     accuracy, epoch = together(log, "train/accuracy", "epoch")
     after = accuracy.values[epoch.values > EARLY]
-    if len(after) < MOST_LINES:
-        raise Missing(f"{len(after)} lines after a tenth of the data, and {MOST_LINES} are needed")
+    if len(after) < FEWEST_LINES:
+        raise Missing(f"{len(after)} lines after a tenth of the data, and {FEWEST_LINES} are needed")
     if after.mean() >= EASY:
         first = int(np.argmax(epoch.values > EARLY))
         seen = f"accuracy {after.mean():.1%} in all {len(after)} lines from step {accuracy.steps[first]} on (epoch 0.1)"
-        yield Finding(SATURATED, log.where, seen, "amber", "likely")
+        yield Finding(SATURATED, log.where, seen, "amber", "possible")

@@ -269,6 +269,12 @@ def test_what_is_not_there_is_told_in_the_trainers_names(tmp_path: Path) -> None
     assert "ratio-spikes" not in unchecked  # asked in another way
 
 
+def test_metrics_in_the_evidence_have_the_trainers_names(tmp_path: Path) -> None:
+    rows = history("reward", {"loss": lambda i: math.nan if i > 30 else 0.6})
+    (found,) = examined(tmp_path, rows).diagnosis.findings
+    assert (found.mode.name, found.evidence.split(" at ")[0]) == ("not-finite", "loss")
+
+
 def test_names_in_cures_are_those_of_the_trainer() -> None:
     text = "Raise `group.kl_coef`, lower optim.learning_rate and `reward.epochs: 1`, take fewer epochs, beta 1."
     assert renamed(text, "group") == (

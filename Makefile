@@ -22,7 +22,7 @@ export HF_HUB_OFFLINE := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test check format clean embedded kill hh proof mutants overoptimisation objectives compare hh_compare guard
-.PHONY: doctor-trial doctor-cost doctor-plots riddles
+.PHONY: doctor-trial doctor-foreign doctor-cost doctor-plots riddles
 .PHONY: bench bench-quick bench-where bench-quality bench-scaling bench-data preflight
 
 help: ## list the commands
@@ -86,6 +86,9 @@ riddles: $(VENV)/.tools ## make five prior failures for real, ask the doctor, cu
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.riddles $(RIDDLES)
 doctor-trial: $(VENV)/.tools ## inject every fault and examine healthy runs: docs/results/doctor.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.doctor_trial
+
+doctor-foreign: $(VENV)/.tools ## what the doctor says of real runs of TRL, with and without a fault: docs/results/doctor_foreign.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.foreign_runs $(TRAINERS)
 
 doctor-cost: $(VENV)/.installed ## what the monitors of a run cost, as a share of a step: docs/results/doctor_cost.md
 	$(BIN)/python -m bench.monitor_cost

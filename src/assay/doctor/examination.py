@@ -25,6 +25,7 @@ from assay.doctor import (
     reward,
     sft,
     tokens,
+    trl,
     updates,
 )
 from assay.doctor.cure import agreeing, proposed
@@ -33,10 +34,11 @@ from assay.doctor.finding import VERDICTS, Diagnosis, Finding, Verdict, diagnosi
 from assay.doctor.log import Log
 from assay.doctor.machine import Settings
 from assay.doctor.read import read
+from assay.doctor.terms import in_terms
 
 FAMILIES = (
     *(data, labels, tokens, machine, recipe),
-    *(sft, reward, kl, updates, responses, groups, direct, outcome),
+    *(sft, reward, kl, updates, responses, groups, direct, outcome, trl),
     *(probe_reward, probe_policy, probe_batch),
 )
 """Every file of detectors: importing one enters what it has."""
@@ -93,7 +95,7 @@ def examination(path: Path) -> Examination:
     evidence: list[Evidence] = [*found.logs, *_readings(found.logs, found.unread)]
     given, before = examine(evidence), proposed(path)
     findings = [agreeing(one, before) for one in [*given.findings, *_stopped(found.logs, given)]]
-    given = diagnosis(findings, given.unchecked, given.checked)
+    given = in_terms(diagnosis(findings, given.unchecked, given.checked), found.logs)
     if not (given.checked or found.unread):
         found.unread.append("no check found what it reads")
     return Examination(str(path), [log.where for log in found.logs], given, found.notes, found.unread)

@@ -10,7 +10,7 @@ import math
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,7 @@ class Log:
     """Written by another trainer: what only we log is then missing, and keys of the cure are not ours."""
 
     @classmethod
-    def of(cls, kind: str, where: str, lines: Iterable[MetricsLine], **more: Any) -> Log:
+    def of(cls, kind: str, where: str, lines: Iterable[MetricsLine], **more: Any) -> Self:
         """From lines of metrics, in the order of their steps."""
         columns = Columns()
         for line in lines:

@@ -6,15 +6,16 @@ What cannot be read is told, and everything else is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from assay.doctor.foreign import log_of
 from assay.doctor.log import Log
-from assay.doctor.rows import STATE, STEPS, Rows, of_history, of_table
+from assay.doctor.rows import STATE, of_history, of_table
 from assay.errors import StorageError, UsageError
-from assay.tracking.metrics import MetricsLine, read_json_lines, read_metrics
+from assay.tracking.metrics import read_json_lines, read_metrics
 
 T = TypeVar("T")
 METRICS = "metrics.jsonl"
@@ -24,73 +25,6 @@ SILENT = ("data", "evaluate")
 """Kinds of stages that train nothing, and so log no steps."""
 SHOWN = 3
 """Of the lines that were left out: how many are told one by one."""
-
-NAMES: Mapping[str, Mapping[str, str]] = {
-    "ppo": {
-        "objective/scores": "objective/score",
-        "objective/rlhf_reward": "objective/reward",
-        "loss/policy_avg": "policy/loss",
-        "loss/value_avg": "val/loss",
-        "lr": "policy/learning_rate",
-        "val/ratio": "policy/ratio",
-        "val/ratio_var": "policy/ratio_var",
-    },
-    "group": {
-        "reward": "objective/reward",
-        "reward_std": "objective/group_std",
-        "kl": "objective/kl",
-        "entropy": "objective/entropy",
-        "frac_reward_zero_std": "objective/groups_without_signal",
-        "completions/mean_length": "lengths/response_mean",
-        "completions/clipped_ratio": "lengths/truncated",
-        "clip_ratio/region_mean": "policy/clipfrac_avg",
-        "loss": "policy/loss",
-        "grad_norm": "policy/grad_norm",
-        "learning_rate": "policy/learning_rate",
-        "sampling/sampling_logp_difference/max": "val/sampler_log_ratio",
-    },
-    "preference": {
-        "rewards/accuracies": "train/accuracy",
-        "rewards/margins": "train/reward_margin",
-        "rewards/chosen": "train/chosen_reward",
-        "rewards/rejected": "train/rejected_reward",
-        "logps/chosen": "train/chosen_logprob",
-        "loss": "train/loss",
-        "grad_norm": "train/grad_norm",
-        "learning_rate": "train/learning_rate",
-    },
-    "reward": {
-        "accuracy": "train/accuracy",
-        "margin": "train/margin",
-        "mean_reward": "train/score_mean",
-        "min_reward": "train/score_min",
-        "max_reward": "train/score_max",
-        "eval_accuracy": "eval/accuracy",
-        "loss": "train/loss",
-        "grad_norm": "train/grad_norm",
-        "learning_rate": "train/learning_rate",
-        "eval_loss": "eval/loss",
-    },
-    "sft": {
-        "loss": "train/loss",
-        "grad_norm": "train/grad_norm",
-        "learning_rate": "train/learning_rate",
-        "eval_loss": "eval/loss",
-    },
-}
-"""TRL's names → ours, by the kind of stage; names that are the same on both sides are left out."""
-
-SIGNS: Sequence[tuple[str, str]] = (
-    ("objective/kl", "ppo"),
-    ("completions/mean_length", "group"),
-    ("frac_reward_zero_std", "group"),
-    ("rewards/margins", "preference"),
-    ("rewards/chosen", "preference"),
-    ("mean_reward", "reward"),
-    ("margin", "reward"),
-    ("loss", "sft"),
-)
-"""A metric that only one kind of trainer logs → the kind; the first that is there decides."""
 
 
 @dataclass
@@ -111,9 +45,10 @@ def read(path: Path) -> Found:
         path = next((state for state in (path / STATE, *_checkpoints(path)) if state.is_file()), path)
     notes: list[str] = []
     if path.is_file() and path.suffix == ".csv":
-        return _foreign(path, of_table(path, notes), notes)
+        return Found([log_of(path.name, of_table(path, notes), notes)], notes)
     if path.is_file() and path.suffix == ".json":
-        return _foreign(path, of_history(path, notes), notes)
+        rows, batch_size = of_history(path, notes)
+        return Found([log_of(path.name, rows, notes, batch_size)], notes)
     raise UsageError(
         f"{path} is no run, no {STATE} and no .csv of metrics",
         hint="give a recipe, a folder that `assay run` or TRL wrote, or a table with one metric a column",
@@ -165,25 +100,6 @@ def _unfinished(name: str, entry: Mapping[str, Any], root: Path, found: Found) -
     found.logs.append(
         Log.of(str(entry.get("kind", "")), name, lines, config=_mapping(entry.get("config")), stopped=stopped)
     )
-
-
-def _foreign(path: Path, points: Rows, notes: list[str]) -> Found:
-    seen = {name for _, row in points for name in row}
-    kind = next((kind for sign, kind in SIGNS if sign in seen), None)
-    if kind is None:
-        raise UsageError(
-            f"{path} has none of the metrics that tell what was trained: {', '.join(sign for sign, _ in SIGNS)}",
-            hint="name the columns as TRL does",
-        )
-    names = NAMES[kind]
-    lines = []
-    for step, row in points:
-        values = {names.get(name, name): value for name, value in row.items() if name not in STEPS}
-        lines.append(MetricsLine(step, 0.0, values))
-    ours = {ours for of_kind in NAMES.values() for ours in of_kind.values()}
-    if unknown := sorted(name for name in seen - set(STEPS) if "/" not in name and names.get(name, name) not in ours):
-        notes.append(f"{path.name}: nothing is known of {', '.join(unknown)}")
-    return Found([Log.of(kind, path.name, lines, foreign=True)], notes)
 
 
 def _acted(name: str, folder: Path, found: Found) -> list[Mapping[str, Any]]:

@@ -25,8 +25,11 @@ OTHER_SEPARATORS = ";\t"
 Rows = Sequence[tuple[int, Mapping[str, float]]]
 
 
-def of_history(path: Path, notes: list[str]) -> Rows:
-    """The log_history of a trainer of TRL or transformers; a metric that a row has not was not measured there."""
+def of_history(path: Path, notes: list[str]) -> tuple[Rows, int | None]:
+    """The log_history of a trainer of TRL or transformers, and the rows of a device in one of its steps, if it tells.
+
+    A metric that a row has not was not measured there.
+    """
     try:
         written = json.loads(_text(path))
     except ValueError as error:
@@ -40,7 +43,9 @@ def of_history(path: Path, notes: list[str]) -> Rows:
         raise UsageError(
             f"{path} has an empty log_history", hint="the trainer had logged nothing yet: give a later checkpoint's"
         )
-    return _numbered(path.name, [row for row in history if isinstance(row, Mapping)], notes)
+    size = written.get("train_batch_size")
+    rows = _numbered(path.name, [row for row in history if isinstance(row, Mapping)], notes)
+    return rows, size if isinstance(size, int) else None
 
 
 def of_table(path: Path, notes: list[str]) -> Rows:
@@ -79,9 +84,10 @@ def _numbered(name: str, rows: Sequence[Mapping[str, Any]], notes: list[str]) ->
         notes.append(f"{name} has no column named {', '.join(STEPS[:-1])} or {STEPS[-1]}: lines are numbered")
     numbered, odd = [], []
     for number, row in enumerate(rows, start=1):
-        step = _number(row.get(column)) if column else float(number)
+        written = row.get(column) if column else number
+        step = _number(written)
         if step is None or not abs(step) < MOST_STEPS:
-            odd.append(str(row.get(column) or "nothing"))
+            odd.append(str(written or "nothing"))
             continue
         values = {str(metric): _number(value) for metric, value in row.items()}
         numbered.append((int(step), {metric: value for metric, value in values.items() if value is not None}))

@@ -134,7 +134,7 @@ def test_a_stage_that_its_monitor_stopped_is_so_until_it_goes_on(tmp_path: Path)
     ("kind", "row", "ours"),
     [
         ("ppo", {"objective/kl": 1.0, "objective/scores": 0.2, "lr": 1e-5}, {"objective/score": 0.2}),
-        ("group", {"completions/mean_length": 9.0, "kl": 0.1, "loss": 0.0}, {"objective/kl": 0.1, "policy/loss": 0.0}),
+        ("group", {"completions/mean_length": 9.0, "kl": 0.1, "loss": 0.0}, {"objective/kl": 0.9, "policy/loss": 0.0}),
         ("preference", {"rewards/margins": 0.4, "loss": 0.7}, {"train/reward_margin": 0.4, "train/loss": 0.7}),
         ("reward", {"mean_reward": 0.4, "accuracy": 0.7, "margin": 1.0}, {"train/accuracy": 0.7}),
         ("sft", {"loss": 0.4, "epoch": 0.5}, {"train/loss": 0.4}),

@@ -66,7 +66,7 @@ def test_lines_without_a_step_are_numbered(tmp_path: Path) -> None:
 def test_in_a_history_nan_was_measured(tmp_path: Path) -> None:
     path = tmp_path / "trainer_state.json"
     path.write_text(json.dumps({"log_history": [{"step": 1, "loss": math.nan}, {"step": 2, "loss": 1.0}, "odd"]}))
-    (first, row), second = of_history(path, [])
+    ((first, row), second), _ = of_history(path, [])
     assert (first, math.isnan(row["loss"]), second) == (1, True, (2, {"step": 2.0, "loss": 1.0}))
 
 

@@ -34,6 +34,7 @@ from assay.errors import TrainingError
 from assay.models import reward_model as reward_module
 from assay.models.backbone import Backbone
 from assay.models.config import LoraConfig
+from assay.models.locate import locate
 from assay.models.policy import Policy, load_policy
 from assay.models.roles import RewardModel, load_reward_model
 from assay.pipeline.evaluators import Evaluators
@@ -475,16 +476,19 @@ def untrained_token(folder: Path) -> list[Evidence]:
 
 
 def another_tokenizer(folder: Path) -> list[Evidence]:
-    """The same words under other ids: rows and tokenizer know the new ones, the model the old."""
-    policy = load_policy(sft_model())
-    probe = policy_probe(policy, reference=None, sft=None)
+    """The embedded model's words under other ids: rows and tokenizer know the new ones, the model the old."""
+    policy = load_policy(locate("embedded"), trainable=False)
+    made = json.loads(policy.tokenizer.backend_tokenizer.to_str())
     order = list(range(len(policy.tokenizer)))
     chance().shuffle(order)
-    made = json.loads(policy.tokenizer.backend_tokenizer.to_str())
     made["model"]["vocab"] = {word: order[number] for word, number in made["model"]["vocab"].items()}
-    made["added_tokens"] = []
-    policy.tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(made)))
-    return [replace(probe, rows=[Row([order[i] for i in row.ids], row.prompt_length) for row in probe.rows])]
+    for token in made["added_tokens"]:
+        token["id"] = order[token["id"]]
+    same = {**policy.tokenizer.special_tokens_map, "chat_template": policy.tokenizer.chat_template}
+    policy.tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(made)), **same)
+    renderer = Renderer(policy.tokenizer, max_length=48)
+    asked = [(question, " ".join(COLOURS)) for question in QUESTIONS]
+    return [PolicyProbe(policy, [row for row in renderer.rows(asked) if row])]
 
 
 def mean_of_means(folder: Path) -> list[Evidence]:

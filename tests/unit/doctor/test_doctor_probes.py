@@ -127,7 +127,7 @@ def test_ids_beyond_the_embeddings_are_told_before_anything_is_computed() -> Non
 
 UNFAMILIAR = {
     "english": "Freedom of the press is one of the bulwarks of liberty, and can never be restrained but by despots",
-    "german": "Die Würde des Menschen ist unantastbar und alle staatliche Gewalt hat sie zu achten und zu schützen",
+    "german": "Die Würde des Menschen ist unantastbar und ganze staatliche Gewalt hat sie zu achten und zu schützen",
     "code": "def squares(limit): return {number: number ** 2 for number in range(limit) if number % 3 == 0}",
     "chinese": "人人生而自由在尊严和权利上一律平等他们赋有理性和良心并应以兄弟关系的精神相对待",
 }

@@ -126,7 +126,7 @@ def test_a_red_healthy_run_a_second_amber_one_and_a_lost_cause_are_misses() -> N
 
 
 def test_rates_count_only_what_a_detector_was_asked() -> None:
-    name = "policy.kl_blow_up"
+    name = "kl.kl_blow_up"
     records = [
         record("fault", "kl-blow-up", answers={name: "found"}),
         record("fault", "kl-blow-up", answers={name: "silent"}),
@@ -142,7 +142,7 @@ def test_rates_count_only_what_a_detector_was_asked() -> None:
 
 
 def test_thresholds_stand_between_the_worst_healthy_run_and_the_mildest_fault() -> None:
-    (dial,) = (dial for dial in dials.DIALS if dial.key == "policy.kl_blow_up: KL_OVER_TARGET")
+    (dial,) = (dial for dial in dials.DIALS if dial.key == "kl.kl_blow_up: KL_OVER_TARGET")
     records = [
         record("fault", "kl-blow-up", standings={dial.key: 40.0}),
         record("fault", "kl-blow-up", standings={dial.key: 9.0}),

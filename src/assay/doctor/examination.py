@@ -31,7 +31,7 @@ from assay.doctor.detector import ODD, Evidence, examine
 from assay.doctor.finding import VERDICTS, Diagnosis
 from assay.doctor.log import Log
 from assay.doctor.machine import Settings
-from assay.doctor.read import read
+from assay.doctor.read import graph, read
 
 FAMILIES = (
     *(data, labels, tokens, machine, recipe),
@@ -83,7 +83,7 @@ def examination(path: Path) -> Examination:
     found = read(path)
     notes: list[str] = [*found.notes]
     evidence: list[Evidence] = [*found.logs, *_readings(found.logs, notes)]
-    return Examination(str(path), [log.where for log in found.logs], examine(evidence), notes)
+    return Examination(str(path), [log.where for log in found.logs], examine(evidence, places=graph(path)), notes)
 
 
 def _readings(logs: Sequence[Log], notes: list[str]) -> Iterator[data.Reading]:

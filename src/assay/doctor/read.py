@@ -138,6 +138,14 @@ def read_run(folder: Path) -> Found:
     return Found(logs, tuple(notes))
 
 
+def graph(path: Path) -> dict[str, list[str]]:
+    """Of a run's folder: every stage → those that it is made from. Empty for what is no run, or says nothing of it."""
+    if not (path / "summary.json").is_file():
+        return {}
+    written = _mapping(_object(path / "summary.json", []).get("graph"))
+    return {stage: [str(name) for name in names] for stage, names in written.items() if isinstance(names, list)}
+
+
 def _awaited(recipe: Path, done: Sequence[str], notes: list[str]) -> Counter[str] | None:
     """Kinds of stages that the recipe still waits for; other runs have working folders in the same place."""
     if not recipe.is_file():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
 from assay.doctor.log import SAMPLING, Log
@@ -115,7 +113,8 @@ def never_stops(log: Log) -> Iterator[Finding]:
 def empty_answers(log: Log) -> Iterator[Finding]:
     lengths = log["lengths/response_mean"]
     short = late(lengths)
-    empty = late(log["lengths/empty"]) if "lengths/empty" in log else np.zeros(LATE)
-    if bounds(short)[1] < SHRUNK * lengths.first or bounds(empty)[0] > EMPTY:
-        seen = f"{text(empty)} of the answers are empty; {short.mean():.3g} tokens, {lengths.first:.3g} at the start"
+    empty = late(log["lengths/empty"]) if "lengths/empty" in log else None
+    if bounds(short)[1] < SHRUNK * lengths.first or (empty is not None and bounds(empty)[0] > EMPTY):
+        seen = f"{text(short)} tokens an answer, {lengths.first:.3g} at the start"
+        seen += f"; {text(empty)} of the answers are empty" if empty is not None else ""
         yield Finding(EMPTY_ANSWERS, log.where, seen, change={"missing_eos": "set", "missing_eos_penalty": 1.0})

@@ -169,7 +169,9 @@ def entropy_out_of_bounds(log: Log) -> Iterator[Finding]:
             cause = (
                 "The policy gives one answer to a prompt where it had thousands: what it does not try it cannot learn."
             )
-            seen = f"{seen}, times the tokens of an answer less than {SETTLED:g} nat; the reward has risen"
+            if "lengths/response_mean" in log:
+                seen += f", times the tokens of an answer less than {SETTLED:g} nat"
+            seen += "; the reward has risen"
             yield Finding(ENTROPY_OUT_OF_BOUNDS, log.where, seen, "amber", "possible", cause)
 
 

@@ -19,6 +19,13 @@ from assay.doctor.log import Log
 
 Group = Literal["fault", "pair", "healthy"]
 Answer = Literal["found", "silent", "unchecked"]
+PLACES = {
+    "sft": ["data"],
+    "reward": ["data", "sft"],
+    **{place: ["data", "sft", "reward"] for place in ("ppo", "group", "policy")},
+    "preference": ["data", "sft"],
+}
+"""What each place of the evidence is made from."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,8 @@ def _record(case: Case, run: str, evidence: Sequence[Evidence], made: float) -> 
         for detector in DETECTORS
     }
     parts = [part for parts in said.values() for part in parts]
-    whole = diagnosis([f for part in parts for f in part.findings], [u for part in parts for u in part.unchecked])
+    found, unchecked = [f for part in parts for f in part.findings], [u for part in parts for u in part.unchecked]
+    whole = diagnosis(found, unchecked, places=PLACES)
     findings = [Seen(f.mode.name, f.mode.family, f.severity, f.sureness, f.evidence) for f in whole.findings]
     causes = list(dict.fromkeys(finding.mode.name for finding in whole.causes))
     answers: dict[str, Answer] = {name: answer(parts) for name, parts in said.items() if parts}

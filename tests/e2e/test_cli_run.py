@@ -76,7 +76,7 @@ def weights(runs: Path) -> dict[str, bytes]:
 def test_json_prints_one_object_and_nothing_else(whole: tuple[Path, str]):
     runs, out = whole
     summary = json.loads(out)
-    assert summary.keys() == {"run", "dir", "wall_s", "peak_rss_mb", "stages", "unfinished", "before"}
+    assert summary.keys() == {"run", "dir", "wall_s", "peak_rss_mb", "stages", "unfinished", "graph", "before"}
     assert summary["before"]["verdict"] in ("green", "amber")
     assert [stage["kind"] for stage in summary["stages"].values()] == ["data", *STAGES]
     assert summary["dir"] == str(runs / summary["run"])

@@ -69,6 +69,7 @@ SWAPPED_LABELS = Mode(
         "fluctuating-accuracy",
         "reward-hacking",
         "length-bias",
+        "loss-blow-up",
     ),
 )
 SPLIT_LEAK = Mode(
@@ -78,7 +79,7 @@ SPLIT_LEAK = Mode(
     "Held-out prompts are also trained on",
     "The same questions, or nearly the same, stand in training and in held-out data: what is measured is memory.",
     "Split by prompt, and drop training rows that look like held-out ones: data.decontaminate: true.",
-    ("too-good-to-be-true", "saturated-early"),
+    ("too-good-to-be-true",),
 )
 SHORTCUT = Mode(
     11,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, get_type_hints
 
 from assay.doctor.cure import settled
-from assay.doctor.finding import Diagnosis, Finding, Mode, Unchecked, diagnosis
+from assay.doctor.finding import Diagnosis, Finding, Mode, Places, Unchecked, diagnosis
 
 
 class Missing(Exception):  # noqa: N818  (no fault of the program: a thing to be told)
@@ -68,8 +68,10 @@ def detects(*modes: Mode, kinds: Sequence[str] = ()) -> Callable[[Find[E]], Find
     return enter
 
 
-def examine(evidence: Sequence[Evidence], detectors: Sequence[Detector] | None = None) -> Diagnosis:
-    """Ask every detector about all the evidence that it reads."""
+def examine(
+    evidence: Sequence[Evidence], detectors: Sequence[Detector] | None = None, places: Places | None = None
+) -> Diagnosis:
+    """Ask every detector about all the evidence that it reads; `places` tell which of it came of which."""
     findings: list[Finding] = []
     unchecked: list[Unchecked] = []
     checked: list[tuple[Mode, str]] = []
@@ -84,7 +86,7 @@ def examine(evidence: Sequence[Evidence], detectors: Sequence[Detector] | None =
                 except ODD as error:
                     why = f"its numbers are not what they should be ({type(error).__name__}: {error})"
                     unchecked += [Unchecked(mode, one.where, why) for mode in detector.modes]
-    return diagnosis(findings, unchecked, checked)
+    return diagnosis(findings, unchecked, checked, places)
 
 
 def _with_cure(finding: Finding, evidence: Evidence) -> Finding:

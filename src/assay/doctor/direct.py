@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
+from assay.doctor.data import SWAPPED_LABELS
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode, Severity
-from assay.doctor.log import Log
+from assay.doctor.log import Log, Series
+from assay.doctor.window import LATE, SIGNIFICANT, bounds, text, together
 
 STUCK = Mode(
     43,
@@ -17,7 +22,6 @@ STUCK = Mode(
     "Policy and reference stay the same model: they share their weights, or no weight ever changes.",
     "Give the reference weights of its own (a second load, or the backbone without the adapter), and check that the "
     "optimizer has the policy's parameters and a learning rate above 0.",
-    ("nothing-moves",),
 )
 CHOSEN_FALLS = Mode(
     44,
@@ -26,7 +30,7 @@ CHOSEN_FALLS = Mode(
     "The chosen answers become unlikely, and the samples get worse",
     "The loss only asks for a difference: both answers may fall, and the probability goes to texts that nobody wrote.",
     "Raise `beta`, lower `optim.learning_rate`, or keep the chosen answers likely with `nll_weight: 1.0`.",
-    ("repetition", "never-stops", "entropy-out-of-bounds", "length-growth", "empty-answers", "kl-blow-up"),
+    ("repetition", "never-stops", "length-growth"),
 )
 SATURATED = Mode(
     45,
@@ -50,6 +54,7 @@ LENGTH_GROWTH = Mode(
 NOTHING = 1e-5  # margins, in nats times β: rounding of an answer's sum leaves less, some steps of training more
 FEWEST = 4  # steps before anything can be said of their course
 NO_GROWTH = 2.0  # standard errors
+CHANCE = 0.5
 EARLY = 0.1  # share of the data; the catalogue's
 SOON = 0.3  # share of the data by which enough pairs must have been seen, or it was not early
 EASY = 0.99
@@ -69,7 +74,7 @@ def stuck(log: Log) -> Iterator[Finding]:
     later = margin.values[1:]
     loss = f"loss {log['train/loss'].last:.4f}" if "train/loss" in log else "loss unknown"
     seen = f"margin {later.mean():+.1e} on average over {len(later)} steps, {loss} (ln 2 = 0.6931)"
-    half = margin.tail(len(margin) // 2)
+    half = second_half(margin)
     if abs(half).max() < NOTHING:
         moves = all(log[name].values.any() for name in ("train/grad_norm", "train/learning_rate") if name in log)
         yield Finding(
@@ -83,15 +88,42 @@ def stuck(log: Log) -> Iterator[Finding]:
         )
         return
     error = float(half.std()) / math.sqrt(len(half))
-    if len(half) >= 10 and half.mean() < NO_GROWTH * error:
+    if len(half) >= 2 * LATE and abs(half.mean()) < NO_GROWTH * error:
         yield Finding(
             STUCK,
             log.where,
-            f"{seen}; {half.mean() / error:.1f} standard errors above 0 in the second half",
+            f"{seen}; {half.mean() / error:+.1f} standard errors from 0 in the second half",
             "amber",
             "possible",
             cause="The policy hardly moves, or the pairs teach nothing that holds for the next ones.",
             cure="Raise `optim.learning_rate` threefold, and check the labels.",
+        )
+
+
+def second_half(series: Series) -> NDArray[np.float64]:
+    """The steps that come after what there is to learn."""
+    return series.tail(len(series) // 2)
+
+
+@detects(SWAPPED_LABELS, kinds=("preference",))
+def backwards(log: Log) -> Iterator[Finding]:
+    """Margin and accuracy of the training pairs both fall below chance: what is learnt is the opposite.
+
+    A loss whose pairs are swapped before it sees them would learn the swapped ones, and its own margin would grow.
+    """
+    margin, accuracy = together(log, "train/reward_margin", "train/accuracy")
+    margins, right = second_half(margin), second_half(accuracy)
+    if len(margins) < LATE:
+        raise Missing(f"{len(margin)} steps, and {2 * LATE} are needed")
+    if bounds(margins, SIGNIFICANT)[1] < 0 and bounds(right, SIGNIFICANT)[1] < CHANCE:
+        yield Finding(
+            SWAPPED_LABELS,
+            log.where,
+            f"margin {text(margins)}, accuracy {text(right)} on the pairs that are trained on: both below chance",
+            cause="Training makes the chosen answers less likely than the rejected ones: the loss has the wrong sign, "
+            "or takes one column for the other.",
+            cure="Read three pairs as the loss gets them, and see that it falls where the chosen answer becomes "
+            "likelier; a smaller rate would only do the wrong thing slowly.",
         )
 
 

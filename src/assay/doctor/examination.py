@@ -93,9 +93,9 @@ def examination(path: Path) -> Examination:
     """Of a run, a foreign trainer's history or a table of metrics. UsageError where it is none of these."""
     found = read(path)
     evidence: list[Evidence] = [*found.logs, *_readings(found.logs, found.unread)]
-    given, before = examine(evidence), proposed(path)
+    given, before = examine(evidence, places=found.graph), proposed(path)
     findings = [agreeing(one, before) for one in [*given.findings, *_stopped(found.logs, given)]]
-    given = in_terms(diagnosis(findings, given.unchecked, given.checked), found.logs)
+    given = in_terms(diagnosis(findings, given.unchecked, given.checked, found.graph), found.logs)
     if not (given.checked or found.unread):
         found.unread.append("no check found what it reads")
     return Examination(str(path), [log.where for log in found.logs], given, found.notes, found.unread)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +75,8 @@ class Finding:
     """The cure as settings: key → value. Detectors give the stage's own keys, of which `examine` makes full ones."""
     fatal: bool = False
     """Beyond use: a run that shows it again has nothing to win by going on (monitor.py)."""
+    brings: tuple[str, ...] = ()
+    """What it brings about besides what its mode does."""
 
     @property
     def explanation(self) -> str:
@@ -100,10 +102,36 @@ class Finding:
             "guide": self.mode.guide,
         }
 
+    def explains(self, other: Finding, places: Places) -> bool:
+        """Whether its mode brings the other's about, in the same place or before it."""
+        brought = other.mode.name in (*self.mode.brings, *self.brings)
+        brought = brought or (other.mode.outcome and not self.mode.outcome)
+        return brought and (self.where == other.where or self.where in upstream(other.where, places))
+
     @property
     def weight(self) -> tuple[int, int]:
         """Severity first, sureness second."""
         return SEVERITIES.index(self.severity), SURENESS.index(self.sureness)
+
+    @property
+    def rank(self) -> tuple[tuple[int, int], int]:
+        """Of two that explain each other the one of higher rank is the cause: the graver, or the earlier mode."""
+        return self.weight, -self.mode.number
+
+
+Places = Mapping[str, Collection[str]]
+"""A stage → the places whose results it was made from: the graph of a run."""
+
+
+def upstream(place: str, places: Places) -> set[str]:
+    """Every place that a place was made from, by way of others too."""
+    found: set[str] = set()
+    waiting = [place]
+    while waiting:
+        new = set(places.get(waiting.pop(), ())) - found
+        found |= new
+        waiting += new
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +151,8 @@ class Diagnosis:
     unchecked: Sequence[Unchecked] = ()
     checked: Sequence[tuple[Mode, str]] = field(default=(), compare=False)
     """Every mode that was looked for, and where."""
+    places: Places = field(default_factory=dict, compare=False)
+    """A cause explains what is found in its own place, and in those that were made from it."""
 
     @property
     def verdict(self) -> Verdict:
@@ -131,51 +161,43 @@ class Diagnosis:
 
     @property
     def causes(self) -> list[Finding]:
-        """Findings that no other explains, the gravest first."""
-        explained = consequences(self.findings)
-        return [finding for finding in self.findings if finding.mode.name not in explained]
+        """Findings that no other explains, the gravest first; of two that explain each other the graver."""
+        follow = {id(finding): {id(one) for one in self.consequences_of(finding)} for finding in self.findings}
+
+        def explained(finding: Finding) -> bool:
+            return any(
+                id(finding) in follow[id(other)]
+                and not (id(other) in follow[id(finding)] and finding.rank > other.rank)
+                for other in self.findings
+            )
+
+        return [finding for finding in self.findings if not explained(finding)]
 
     def consequences_of(self, cause: Finding) -> list[Finding]:
-        """What else was found because of it."""
-        reached = reach(cause.mode, {finding.mode.name: finding.mode for finding in self.findings})
-        return [finding for finding in self.findings if finding.mode.name in reached]
+        """What else was found because of it, by way of others too; never another of its own mode."""
+        reached: set[int] = set()
+        waiting = [cause]
+        while waiting:
+            one = waiting.pop()
+            for other in self.findings:
+                new = id(other) not in reached and other.mode.name != cause.mode.name
+                if new and one.explains(other, self.places):
+                    reached.add(id(other))
+                    waiting.append(other)
+        return [finding for finding in self.findings if id(finding) in reached]
 
 
 def diagnosis(
-    findings: Iterable[Finding], unchecked: Iterable[Unchecked] = (), checked: Iterable[tuple[Mode, str]] = ()
+    findings: Iterable[Finding],
+    unchecked: Iterable[Unchecked] = (),
+    checked: Iterable[tuple[Mode, str]] = (),
+    places: Places | None = None,
 ) -> Diagnosis:
     """Findings in the order in which they should be read: each cause, gravest first, then what follows from it."""
     found = sorted(findings, key=lambda finding: (*(-w for w in finding.weight), finding.mode.number))
-    given = Diagnosis(found, tuple(unchecked), tuple(checked))
+    given = Diagnosis(found, tuple(unchecked), tuple(checked), places or {})
     ordered: dict[int, Finding] = {}
     for cause in given.causes:
         for finding in (cause, *given.consequences_of(cause)):
             ordered.setdefault(id(finding), finding)
-    return Diagnosis(tuple(ordered.values()), given.unchecked, given.checked)
-
-
-def consequences(findings: Iterable[Finding]) -> set[str]:
-    """Modes that others among these explain. Of two that explain each other the graver is the cause."""
-    found = list(findings)
-    modes = {finding.mode.name: finding.mode for finding in found}
-    weight = {finding.mode.name: finding.weight for finding in reversed(found)}
-    explained: set[str] = set()
-    for mode in modes.values():
-        for name in reach(mode, modes):
-            mutual = mode.name in reach(modes[name], modes)
-            if not mutual or (weight[mode.name], -mode.number) > (weight[name], -modes[name].number):
-                explained.add(name)
-    return explained
-
-
-def reach(mode: Mode, modes: Mapping[str, Mode]) -> set[str]:
-    """Names of the given modes that a mode brings about, by way of others too; never its own."""
-    reached: set[str] = set()
-    outcomes = () if mode.outcome else (name for name, other in modes.items() if other.outcome)
-    waiting = [*mode.brings, *outcomes]
-    while waiting:
-        name = waiting.pop()
-        if name in modes and name not in reached and name != mode.name:
-            reached.add(name)
-            waiting += modes[name].brings
-    return reached
+    return replace(given, findings=tuple(ordered.values()))

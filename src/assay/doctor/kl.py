@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import NormalDist
 
 import numpy as np
 
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
 from assay.doctor.log import SAMPLING, Log
-from assay.doctor.window import SIGNIFICANT, bounds, late, rose, text, together
+from assay.doctor.window import CONFIDENCE, SIGNIFICANT, bounds, late, rose, text, together
 
 NEGATIVE_KL = Mode(
     28,
@@ -54,6 +55,8 @@ NO_CHANCE = 1e-6
 """The p beyond which chance is out of the question."""
 START_KL = 1e-3
 """Nats per token; the catalogue's. Healthy runs start below 1e-6, bfloat16 included where both are read alike."""
+LONGEST = 1000
+"""Tokens that answers are taken to have where nobody says how long they are: few have more."""
 KL_OVER_TARGET = 3.0
 """The catalogue's. An adaptive β that works keeps a run within 1.5 of its target."""
 SURPRISE, NATS = 3.0, 1.0
@@ -62,6 +65,11 @@ runs stay near 1: they choose among the answers that the reference gives."""
 COLLAPSED, EXPLODED, LEAST_CHANGE = 0.2, 1.5, 0.1
 """Entropy as a share of the start's (a fifth is the catalogue's, half as much again beyond all healthy runs:
 docs/results/doctor.md), and nats a token that it must have changed by besides."""
+ONE_OF_MANY = "The policy gives one answer to a prompt where it had thousands: what it does not try it cannot learn."
+OPEN, SETTLED = 8.0, 1.0
+"""Nats an answer. e^8 is 3,000 answers to a prompt, which no task of one right word has; e^1 are not even three.
+Healthy runs of the stages' toy, where one word is right, begin below 2 and end near 0; one of PPO in the embedded world
+began at 19 and ended there."""
 
 
 @detects(NEGATIVE_KL, kinds=SAMPLING)
@@ -93,15 +101,30 @@ def kl_before_training(log: Log) -> Iterator[Finding]:
     kl = log["objective/kl"]
     if kl.steps[0] > 1:
         raise Missing(f"the log begins at step {kl.steps[0]}")
-    per_token = kl.first / length(log)
+    tokens = length(log)
+    per_token = kl.first / (tokens or LONGEST)
     if abs(per_token) > START_KL:
-        seen = f"KL {kl.first:.3g} nats an answer, {per_token:.2g} per token, before the first update"
-        yield Finding(KL_BEFORE_TRAINING, log.where, seen, "red", "certain")
+        seen = f"KL {kl.first:.3g} nats an answer{_give_or_take(log, kl.first)}"
+        seen += f", {per_token:.2g} per token" if tokens else f", more than {LONGEST:,} tokens would excuse"
+        known = tokens and not log.foreign  # the first line of a table need not be that of the start
+        yield Finding(
+            KL_BEFORE_TRAINING, log.where, f"{seen}, before the first update", "red", "certain" if known else "likely"
+        )
 
 
-def length(log: Log) -> float:
-    """Tokens of the first answers; 1, the least, where none are logged."""
-    return max(1.0, log["lengths/response_mean"].first) if "lengths/response_mean" in log else 1.0
+def _give_or_take(log: Log, kl: float) -> str:
+    """How well a batch tells a KL: log(π/π_ref) of a small KL has about twice that for its variance."""
+    answers = log.config.get("batch_size")
+    return (
+        f" (99 %: ± {NormalDist().inv_cdf(CONFIDENCE) * math.sqrt(2 * abs(kl) / answers):.2g}, {answers} answers)"
+        if answers
+        else ""
+    )
+
+
+def length(log: Log) -> float | None:
+    """Tokens of the first answers, at least 1; None where none are logged."""
+    return max(1.0, log["lengths/response_mean"].first) if "lengths/response_mean" in log else None
 
 
 @detects(KL_BLOW_UP, kinds=SAMPLING)
@@ -130,7 +153,7 @@ def kl_blow_up(log: Log) -> Iterator[Finding]:
 
 @detects(ENTROPY_OUT_OF_BOUNDS, kinds=SAMPLING)
 def entropy_out_of_bounds(log: Log) -> Iterator[Finding]:
-    """A policy that became sure of what pays has learned its task; one that became sure for nothing has collapsed."""
+    """Exploded, or collapsed: for nothing, or for a reward that has risen but leaves one answer of thousands."""
     series = log["objective/entropy"]
     values, start = late(series), series.first
     low, high = bounds(values)
@@ -139,7 +162,24 @@ def entropy_out_of_bounds(log: Log) -> Iterator[Finding]:
         cause = "A bonus for entropy, or noise in the updates, outweighs the reward."
         change = {"entropy_coef": 0.0}
         yield Finding(ENTROPY_OUT_OF_BOUNDS, log.where, seen, "red", "likely", cause, change=change)
-    elif high < COLLAPSED * start and start - high > LEAST_CHANGE and not rose(log["objective/reward"]):
-        cause = "The policy has become sure of one answer without having been paid for it."
-        seen = f"{seen}; the reward has not risen"
-        yield Finding(ENTROPY_OUT_OF_BOUNDS, log.where, seen, "red", "likely", cause, fatal=True)
+    elif high < COLLAPSED * start and start - high > LEAST_CHANGE:
+        if not rose(log["objective/reward"]):
+            cause = "The policy has become sure of one answer without having been paid for it."
+            seen = f"{seen}; the reward has not risen"
+            yield Finding(ENTROPY_OUT_OF_BOUNDS, log.where, seen, "red", "likely", cause, fatal=True)
+        elif one_of_many(log, start, high):
+            if "lengths/response_mean" in log:
+                seen += f", times the tokens of an answer less than {SETTLED:g} nat"
+            seen += "; the reward has risen"
+            yield Finding(ENTROPY_OUT_OF_BOUNDS, log.where, seen, "amber", "possible", ONE_OF_MANY)
+
+
+def one_of_many(log: Log, start: float, now: float) -> bool:
+    """Whether of many answers to a prompt fewer than three are left; unknown lengths are taken for those of real text.
+
+    A policy that has found the one right word of a small task is sure of it, too, and well.
+    """
+    if "lengths/response_mean" not in log:
+        return True
+    tokens = log["lengths/response_mean"]
+    return start * tokens.first > OPEN and now * float(late(tokens).mean()) < SETTLED

@@ -14,7 +14,6 @@ from assay.doctor.data import (
     FEWEST,
     SAMPLE,
     SHORTCUT,
-    SURE,
     SWAPPED_LABELS,
     WORDS,
     accuracy,
@@ -29,7 +28,7 @@ from assay.doctor.data import (
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
 from assay.doctor.log import Log
-from assay.statistics import Floats, wilson
+from assay.statistics import Floats
 from assay.types import Preference, Prompt
 
 ADDS = 0.03
@@ -148,7 +147,7 @@ def surest_contradicted(scored: Scored) -> Iterator[Finding]:
     if not at_least(accuracy(right, scored.pairs), 0.5):
         raise Missing("the model is no better than chance, so its certainty says nothing about the labels")
     surest = np.argsort(-np.abs(scored.margins), kind="stable")[: max(FEWEST, len(right) // SUREST)]
-    seen = wilson(float((1 - right[surest]).sum()), len(surest), confidence=SURE)
+    seen = accuracy(1 - right[surest], pick(scored.pairs, surest.tolist()))
     if at_least(seen, AGAINST):
         said = f"of the {len(surest):,} pairs it is surest about, {percent(seen)} are labelled the other way"
         smoothing = round(min(seen.value, 0.45), 2)

@@ -35,6 +35,8 @@ class Found:
     notes: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     """What must be there and could not be read: it speaks neither for the run nor against it."""
+    graph: dict[str, list[str]] = field(default_factory=dict)
+    """Every stage of a run → those that it is made from."""
 
 
 def read(path: Path) -> Found:
@@ -66,6 +68,8 @@ def read_run(folder: Path) -> Found:
                 read_stage(name, entry, folder.parent / "artifacts", found)
             else:
                 found.unread.append(f"{folder.name}/summary.json says nothing of {name} that could be read")
+    written = _mapping(summary.get("graph"))
+    found.graph = {stage: [str(name) for name in names] for stage, names in written.items() if isinstance(names, list)}
     return found
 
 

@@ -115,7 +115,7 @@ def empty_answers(log: Log) -> Iterator[Finding]:
     short = late(lengths)
     empty = late(log["lengths/empty"]) if "lengths/empty" in log else None
     if bounds(short)[1] < SHRUNK * lengths.first or (empty is not None and bounds(empty)[0] > EMPTY):
-        seen = f"{text(short)} tokens, {lengths.first:.3g} at the start"
+        seen = f"{text(short)} tokens an answer, {lengths.first:.3g} at the start"
         if empty is not None:
             seen = f"{text(empty)} of the answers are empty; {seen}"
         yield Finding(EMPTY_ANSWERS, log.where, seen, change={"missing_eos": "set", "missing_eos_penalty": 1.0})

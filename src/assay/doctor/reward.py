@@ -20,7 +20,7 @@ REWARD_AT_CHANCE = Mode(
     "rate is too low, or the labels are noise.",
     "Start from the SFT model, let the head train, and raise `optim.learning_rate`; ask the probe whether it "
     "can learn 32 pairs by heart: if not, the code is at fault, else the data or the rate.",
-    ("nothing-moves", "score-drift", "length-bias"),
+    ("score-drift", "length-bias", "reward-hacking"),
 )
 AGAINST_MARGIN = Mode(
     18,
@@ -47,7 +47,7 @@ CONSTANT_SCORES = Mode(
     "Every response has the same score",
     "The score does not depend on the response: it is read at a token that both share, or the head has died.",
     "Read the score at the last token that is no padding; if that is so, lower `optim.learning_rate`.",
-    ("reward-at-chance", "accuracy-against-margin", "score-drift", "length-bias", "groups-without-signal"),
+    ("reward-at-chance", "accuracy-against-margin", "score-drift", "groups-without-signal", "nothing-moves"),
 )
 SCORE_DRIFT = Mode(
     23,
@@ -86,6 +86,7 @@ TASTE = 0.1  # share of pairs; two shares that differ by x correlate with length
 STRONG_TASTE = 0.2
 EVALUATIONS = 5  # fewer have no variance worth the name
 VISIBLE = 0.03  # standard deviation of an accuracy that people begin to wonder about
+BLIND = 0.05  # standard error of an evaluation too small to choose by; those of healthy runs have 0.03
 SURE = 1e-3  # p-value
 VITAL = {"loss", "grad_norm", "reward", "score", "kl", "entropy"}  # what training follows; others only describe it
 
@@ -209,7 +210,7 @@ def fluctuating(log: Log) -> Iterator[Finding]:
             cure="Lower `optim.learning_rate` to a third; if the same checkpoint scored twice differs, turn "
             "dropout off.",
         )
-    elif ratio < 2:
+    elif ratio < 2 and math.sqrt(expected) > BLIND:
         needed = math.ceil(p * (1 - p) / 0.01**2 / 100) * 100
         yield Finding(
             FLUCTUATING,

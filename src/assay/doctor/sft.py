@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
 from assay.doctor.log import Log
-from assay.doctor.window import LATE, bounds, late, text
+from assay.doctor.window import CONFIDENCE, LATE, bounds, late, text
 
 OVERFITTING = Mode(
     14,
@@ -39,13 +42,16 @@ WORSE, LEAST = 1.5, 0.1  # times the first loss, and nats: healthy runs never co
 
 @detects(OVERFITTING, kinds=("sft", "pretrain", "reward"))
 def overfitting(log: Log) -> Iterator[Finding]:
-    """Two evaluations in a row above the lowest, by more than their noise, while the training loss is below both."""
+    """Two evaluations in a row above the lowest, the last by more than their noise, and a training loss below both."""
     held, train = log["eval/loss"], log["train/loss"]
     best = int(held.values.argmin())
     later = held.values[best + 1 :]
     rise = held.last / held.values[best] - 1
     recent = float(train.tail(max(1, len(train) // 10)).mean())
     if len(later) < RISING or (later <= held.values[best]).any() or rise < RISE or recent > held.values[best]:
+        return
+    margin = noise(held.values[min(best, len(held) // 2) :]) / held.values[best]
+    if rise < margin:
         return
     step, steps = int(held.steps[best]), int(train.steps[-1])
     epochs = log.config.get("epochs")
@@ -56,11 +62,22 @@ def overfitting(log: Log) -> Iterator[Finding]:
         OVERFITTING,
         log.where,
         f"validation loss {held.values[best]:.3f} at step {step}, {held.last:.3f} at step {held.steps[-1]} "
-        f"(+{rise:.0%}, {len(later)} evaluations above the lowest); training loss {recent:.3f}",
+        f"(+{rise:.0%}, 99 %: ± {margin:.1%}; {len(later)} evaluations above the lowest); training loss {recent:.3f}",
         "red" if rise > MUCH else "amber",
-        "likely" if len(later) > RISING or rise > MUCH else "possible",
+        "likely" if rise - margin > RISE else "possible",
         change=change,
     )
+
+
+def noise(losses: NDArray[np.float64]) -> float:
+    """By how much two evaluations differ for nothing, in 99 % of cases; roughly, where there are few.
+
+    A smooth course has small second differences; those of noise alone have six times its variance. What bends for a
+    reason is counted as noise, so that this errs to the side of caution.
+    """
+    bends = np.diff(losses, 2)
+    deviation = math.sqrt(float((bends**2).mean()) / 6)
+    return NormalDist().inv_cdf(CONFIDENCE) * math.sqrt(2) * deviation
 
 
 @detects(LOSS_BLOW_UP, kinds=("sft", "pretrain", "reward", "preference", "distill"))

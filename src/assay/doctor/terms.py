@@ -118,7 +118,7 @@ def in_terms(given: Diagnosis, logs: Sequence[Log]) -> Diagnosis:
         for one in given.unchecked
         if (one.mode, one.where) not in checked
     ]
-    return Diagnosis(findings, unchecked, given.checked)
+    return replace(given, findings=findings, unchecked=unchecked)
 
 
 def told(found: Finding, kind: str) -> Finding:

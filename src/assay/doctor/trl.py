@@ -14,7 +14,16 @@ from assay.doctor.detector import Missing, detects
 from assay.doctor.direct import EARLY, EASY, SATURATED
 from assay.doctor.finding import Finding, Sureness
 from assay.doctor.foreign import Foreign
-from assay.doctor.kl import COLLAPSED, ENTROPY_OUT_OF_BOUNDS, KL_BLOW_UP, NATS, SURPRISE
+from assay.doctor.kl import (
+    COLLAPSED,
+    ENTROPY_OUT_OF_BOUNDS,
+    KL_BLOW_UP,
+    NATS,
+    ONE_OF_MANY,
+    OPEN,
+    SETTLED,
+    SURPRISE,
+)
 from assay.doctor.log import SAMPLING
 from assay.doctor.responses import HALF, NEVER_STOPS
 from assay.doctor.reward import (
@@ -122,12 +131,15 @@ def collapsed(log: Foreign) -> Iterator[Finding]:
     """The entropy of whole answers: TRL takes that of tokens over the padding, too, which hides a collapse."""
     entropy = log["answer/entropy"]
     values, start = late(entropy), entropy.first
-    if bounds(values)[1] < COLLAPSED * start and start - values.mean() > 1 and not rose(log["objective/reward"]):
+    if bounds(values)[1] > COLLAPSED * start or start - values.mean() < 1:
+        return
+    seen = f"entropy {text(values)} nats an answer, {start:.3g} at the start"
+    if not rose(log["objective/reward"]):
+        cause = "The policy has become sure of one answer, or of a short one, without having been paid for it."
+        yield Finding(ENTROPY_OUT_OF_BOUNDS, log.where, f"{seen}; the reward has not risen", cause=cause)
+    elif start > OPEN and values.mean() < SETTLED:
         yield Finding(
-            ENTROPY_OUT_OF_BOUNDS,
-            log.where,
-            f"entropy {text(values)} nats an answer, {start:.3g} at the start; the reward has not risen",
-            cause="The policy has become sure of one answer, or of a short one, without having been paid for it.",
+            ENTROPY_OUT_OF_BOUNDS, log.where, f"{seen}; the reward has risen", "amber", "possible", ONE_OF_MANY
         )
 
 

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.doctor.data import percent
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
 from assay.doctor.kl import length
 from assay.doctor.log import SAMPLING, Log
-from assay.doctor.window import LATE, bounds, text, together
+from assay.doctor.window import CONFIDENCE, LATE, bounds, text, together
+from assay.statistics import wilson
 
 SAMPLER_DIFFERS = Mode(
     49,
@@ -45,8 +47,10 @@ NOTHING_MOVES = Mode(
     "No update reaches the policy, or nothing in the reward tells one answer from another.",
     "Follow the branch that the finding names. A loss of 0.0000 alone is no fault: at a ratio of 1 the advantages "
     "cancel, and the gradient does not.",
-    ("ratio-spikes", "bad-critic", "kl-blow-up", "entropy-out-of-bounds"),
+    ("bad-critic",),
 )
+NOISE = ("ratio-spikes", "kl-blow-up", "entropy-out-of-bounds")
+"""What rewards that are all alike bring about: advantages are scaled to a deviation of 1, be they noise and no more."""
 RATIO_SPIKES = Mode(
     34,
     "ratio-spikes",
@@ -86,6 +90,8 @@ ROUNDING = 1e-5
 """Nats per token: float32 in another order of sums stays below (stages/online.py, EXACT)."""
 CLIPPED, DRIFT = 0.3, 0.5
 """Share of tokens that the clip cuts (the catalogue's), and KL(old‖new) per token; healthy: below 0.1 and 0.08."""
+REPEATED = 0.01
+"""Share of the steps that jump, beyond doubt: fewer of a long run are odd batches."""
 WORTHLESS = -1.0
 """Explained variance of a critic whose errors vary twice as much as the returns: it leads the run astray by itself."""
 CRITIC_STEPS = 20
@@ -140,7 +146,7 @@ def nothing_moves(log: Log) -> Iterator[Finding]:
         )
         cause = "flat-reward: every answer gets the same reward, so none is better than another."
         cure = "Score two different answers by hand: the reward must tell them apart (constant-scores)."
-        yield Finding(NOTHING_MOVES, log.where, alike, "red", "certain", cause, cure)
+        yield Finding(NOTHING_MOVES, log.where, alike, "red", "certain", cause, cure, brings=NOISE)
     elif gradient.max() < NO_GRADIENT:
         seen = f"gradient norm 0 in all {len(gradient)} steps; scores deviate by {spread:.2g}"
         cause = (
@@ -155,7 +161,7 @@ def nothing_moves(log: Log) -> Iterator[Finding]:
 def stands_still(log: Log, gradient: NDArray[np.float64]) -> Iterator[Finding]:
     """There is a gradient: does a step follow from it, and a distance from the steps?"""
     kl = np.abs(log["objective/kl"].values[log["objective/kl"].steps > log["policy/grad_norm"].steps[0]])
-    still = bool((kl < ROUNDING * length(log)).all())
+    still = bool((kl < ROUNDING * (length(log) or 1)).all())
     moved = log["policy/update_rms"].values.max() if "policy/update_rms" in log else math.nan
     drift = log["policy/approxkl_avg"].values.max() if "policy/approxkl_avg" in log else math.nan
     seen = f"gradient norm {gradient.mean():.2g}, |KL| to the reference at most {kl.max(initial=0):.2g}"
@@ -180,18 +186,27 @@ def grouped(log: Log) -> bool:
 
 @detects(RATIO_SPIKES, kinds=SAMPLING)
 def ratio_spikes(log: Log) -> Iterator[Finding]:
-    """Tokens cut by the clip and a drift within the batch, together; or the clip alone, again and again."""
+    """Tokens cut by the clip and a drift within the batch, together; or the clip alone, again and again.
+
+    One step may be of one odd batch: it is told, and not held against the run.
+    """
     clipped, drift = together(log, "policy/clipfrac_avg", "policy/approxkl_avg")
+    steps = len(clipped)
     narrow = log.config.get("ratio", "token") != "token" or (log.config.get("clip") or CLIP) < CLIP / 2
-    jumps = int(((drift.values > DRIFT) & (clipped.values > CLIPPED / 3)).sum())
-    cut = 0 if narrow else int((clipped.values > CLIPPED).sum())  # GSPO's clip is meant to cut that many
-    if jumps or cut >= max(3, len(clipped) / 10):
+    jumped = (drift.values > DRIFT) & (clipped.values > CLIPPED / 3)
+    cut = np.zeros(steps, dtype=bool) if narrow else clipped.values > CLIPPED  # GSPO's clip is meant to cut that many
+    again = cut.sum() >= max(3, steps / 10)
+    spikes = jumped | cut if again else jumped
+    if spikes.any():
+        share = wilson(float(spikes.sum()), steps, confidence=CONFIDENCE)
+        red = again or (spikes.sum() > 1 and share.low is not None and share.low > REPEATED)
         seen = (
-            f"KL(old‖new) up to {drift.values.max():.2g} nats a token; more than {CLIPPED:.0%} of the tokens clipped "
-            f"in {cut} of {len(clipped)} steps, at most {clipped.values.max():.0%}"
+            f"{spikes.sum()} of {steps} steps ({percent(share)}) jump: KL(old‖new) up to "
+            f"{drift.values[spikes].max():.2g} nats a token, up to {clipped.values[spikes].max():.0%} of them clipped"
         )
+        severity, sure = ("red", "likely") if red else ("amber", "possible")
         change = {"optim.learning_rate": rate / 10} if (rate := log.learning_rate) else {}
-        yield Finding(RATIO_SPIKES, log.where, seen, "red", "likely", change=change)
+        yield Finding(RATIO_SPIKES, log.where, seen, severity, sure, change=change)
 
 
 @detects(BAD_CRITIC, kinds=("ppo",))

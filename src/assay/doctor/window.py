@@ -22,6 +22,8 @@ CONFIDENCE = 0.99
 """One-sided: several bounds must be crossed at once for most findings."""
 SIGNIFICANT = 1e-3
 """The p that `likely` stands for (finding.py)."""
+ROUNDED = 1e-6
+"""Share of a number that float32 does not tell."""
 
 
 def late(series: Series, steps: int = LATE) -> NDArray[np.float64]:
@@ -43,10 +45,10 @@ def together(log: Log, *names: str) -> list[Series]:
     ]
 
 
-def bounds(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Lower and upper confidence bound of the mean; values that are all alike are their own."""
+def bounds(values: NDArray[np.float64], p: float = 1 - CONFIDENCE) -> tuple[float, float]:
+    """Lower and upper confidence bound of the mean, each wrong with probability p; values all alike are their own."""
     error = values.std(ddof=1) / math.sqrt(len(values))
-    margin = float(stats.t.ppf(CONFIDENCE, len(values) - 1) * error)
+    margin = float(stats.t.isf(p, len(values) - 1) * error)
     return float(values.mean()) - margin, float(values.mean()) + margin
 
 
@@ -57,8 +59,9 @@ def text(values: NDArray[np.float64]) -> str:
 
 
 def rose(series: Series) -> bool:
-    """Whether the last steps are surely above the first."""
-    return bounds(late(series))[0] > bounds(series.head(LATE))[1]
+    """Whether the last steps are surely above the first, by more than the rounding of their means."""
+    low, high = bounds(late(series))[0], bounds(series.head(LATE))[1]
+    return low > high and not math.isclose(low, high, rel_tol=ROUNDED)
 
 
 def trend(series: Series, part: slice) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from assay.pipeline.evidence import Gathered, data_of, look_at_data, look_at_sta
 from assay.pipeline.inputs import check_counts, counts
 from assay.pipeline.recipe import Draft, NamedRecipe, Recipe
 from assay.pipeline.runner import Request, selected
-from assay.pipeline.steps import Step
+from assay.pipeline.steps import Step, parents_of
 
 
 def of_recipe(written: Draft) -> Examination:
@@ -54,7 +54,7 @@ def of_recipe(written: Draft) -> Examination:
         look_at_data(gathered, named, data)
     if not gathered.refused:
         look_at_stages(gathered, named, steps, store, data)
-    return examined(what, gathered)
+    return examined(what, gathered, steps)
 
 
 def of_run(named: NamedRecipe, steps: Sequence[Step], store: Store, data: Prepared) -> Examination:
@@ -62,14 +62,15 @@ def of_run(named: NamedRecipe, steps: Sequence[Step], store: Store, data: Prepar
     gathered = Gathered(["settings"])
     look_at_data(gathered, named, data)
     look_at_stages(gathered, named, steps, store, data)
-    return examined(named.name, gathered)
+    return examined(named.name, gathered, steps)
 
 
-def examined(what: str, gathered: Gathered) -> Examination:
+def examined(what: str, gathered: Gathered, steps: Sequence[Step] = ()) -> Examination:
     """What the detectors say about all that was gathered."""
-    given = examine([*gathered.evidence, Refusals(what, gathered.refused)])
+    given = examine([*gathered.evidence, Refusals(what, gathered.refused)], places=parents_of(steps))
     unchecked = (*given.unchecked, *gathered.unchecked)
-    return Examination(what, gathered.looked_at, Diagnosis(given.findings, unchecked), gathered.notes)
+    given = Diagnosis(given.findings, unchecked, places=given.places)
+    return Examination(what, gathered.looked_at, given, gathered.notes)
 
 
 def before_run(

@@ -28,7 +28,7 @@ from assay.pipeline.graph import ancestors, descendants
 from assay.pipeline.inputs import check_counts, make_data, report_of, stage_inputs
 from assay.pipeline.lock import locked
 from assay.pipeline.recipe import NamedRecipe
-from assay.pipeline.steps import DATA, Step, steps
+from assay.pipeline.steps import DATA, Step, parents_of, steps
 from assay.tracking import sinks
 
 if TYPE_CHECKING:
@@ -223,6 +223,7 @@ class _Run:
                 for step in self.recipe
                 if step.id not in self.artifacts
             },
+            "graph": parents_of(self.recipe),
         }
 
     def _make(self, step: Step, folder: Path) -> Artifact:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,11 @@ class Step:
     @property
     def parents(self) -> tuple[str, ...]:
         return (DATA, *self.node.parents) if self.node else ()
+
+
+def parents_of(steps: Sequence[Step]) -> dict[str, list[str]]:
+    """The graph of a run by names: every step → the steps that it is made from."""
+    return {step.id: list(step.parents) for step in steps}
 
 
 def steps(named: NamedRecipe, wanted: Collection[str], *, fetch: bool = True) -> list[Step]:

@@ -58,7 +58,7 @@ def check(
         *_leaks(asked, text),
         *_special_tokens(ids, special_ids),
         *_no_words(body),
-        *_loops(body),
+        *_loops(asked, body),
         *_gibberish(asked, body),
         *_truncation(body, finish),
     ]
@@ -105,6 +105,9 @@ _ROLE = re.compile(
     r"|(?:Human|Assistant|USER|ASSISTANT|SYSTEM|User|System|Bot|Chatbot|GPT|AI)[ \t*_]*:)",
     re.MULTILINE,
 )
+_WORDS_TOO = frozenset({"AI", "Bot", "Chatbot", "GPT", "System", "User"})
+"""Markers that a glossary may explain."""
+_LABEL = re.compile(r"[ \t>*_]*[A-Z]\w{1,20}[ \t*_]*:(?=[ \t*_])")
 _DIALOGUE = re.compile(
     r"dialog|conversation|\bchat|script|interview|screenplay|\bscene|role[- ]?play|transcript|assistant|\bprompts?\b",
     re.IGNORECASE,
@@ -119,9 +122,20 @@ def _leaks(asked: str, text: str) -> Iterator[Flag]:
             return
     for found in _ROLE.finditer(text):
         marker = found.group().strip()
-        if marker not in asked and not _DIALOGUE.search(asked):
+        if marker not in asked and not _DIALOGUE.search(asked) and not _is_defined(asked, text, found):
             yield Flag("leak", f"role marker {marker!r} {_at(text, found.start())}")
             return
+
+
+def _is_defined(asked: str, text: str, found: re.Match[str]) -> bool:
+    """Whether a marker is a word that is explained: the prompt has the word, or the line beside it explains another."""
+    word = found.group().strip(" \t>*_:")
+    if word not in _WORDS_TOO:
+        return False
+    lines = [text[: found.start()].rstrip().rpartition("\n")[2], text[found.start() :].partition("\n")[2].lstrip()]
+    labels = [label for line in lines if (label := _LABEL.match(line))]
+    others = [label for label in labels if not _ROLE.match(label.group())]
+    return bool(others) or re.search(rf"\b{word}\b", asked) is not None
 
 
 def _special_tokens(ids: Sequence[int], special_ids: Collection[int]) -> Iterator[Flag]:
@@ -142,18 +156,32 @@ DIGITS_SPAN, RULE_SPAN = 100, 400
 """The same without a letter in it, and with neither letter nor digit: rules and rows of tables are long."""
 SAME_SENTENCES, SAME_SHARE = 4, 0.5
 """Sentences that were said before: so many, and such a share of all."""
+VERSES = 10
+"""Rounds from which a stretch is a loop in a song, too."""
 REPEATED, REPEATED_WORDS = 0.6, 60
 """Share of 4-grams that occurred before, in a text of so many words."""
 
 _ITEM = re.compile(r"^[ \t]*(?:\d+[.):]|[-*•+])[ \t]+", re.MULTILINE)
+_AGAIN = re.compile(
+    r"\b(?:repeat|(?:(\d{1,9})|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|fifty|a hundred) times"
+    r"|over and over|again and again)\b",
+    re.IGNORECASE,
+)
+"""A prompt that asks to say something again."""
+_SUNG = re.compile(r"\b(?:songs?|chorus|refrain|lyrics|chant|mantra|nursery rhyme|hymn|jingle|litany)\b", re.IGNORECASE)
+"""A prompt that asks for what says its sentences again."""
 _SENTENCE_END = re.compile(r"[.!?]+[\"'”’)*]*(?=\s|$)|[\u3002\uff01\uff1f]|\n+")
 
 
-def _loops(text: str) -> Iterator[Flag]:
+def _loops(asked: str, text: str) -> Iterator[Flag]:
+    """What goes round in circles, and what is said before; unless the prompt asks to repeat it, or for a song."""
     plain = _ITEM.sub("", text).lower()
     words = plain.split()
+    sung = _SUNG.search(asked) is not None
     if found := _cycle_of(words, " ", CYCLE_WORDS):
         once, times, start = found
+        if _is_asked_again(asked, once, times) or (sung and times < VERSES):
+            return
         yield Flag("loop", f"{_quoted(once)} {times} times in a row, from word {start + 1} of {len(words)}")
         return
     for word in set(words):
@@ -161,6 +189,8 @@ def _loops(text: str) -> Iterator[Flag]:
             once, times, start = found
             yield Flag("loop", f"{_quoted(once)} {times} times in a row, from letter {start + 1} of {_quoted(word)}")
             return
+    if sung:
+        return
     sentences = [" ".join(s.split()) for s in _SENTENCE_END.split(plain)]
     sentences = [s for s in sentences if len(s) >= 12 and s[:1] != "|"]
     same = len(sentences) - len(set(sentences))
@@ -170,6 +200,21 @@ def _loops(text: str) -> Iterator[Flag]:
     elif len(words) >= REPEATED_WORDS and (share := repetition(words)) >= REPEATED:
         most, times = Counter(ngrams(words, 4)).most_common(1)[0]
         yield Flag("loop", f"{share:.0%} of the 4-word runs were said before, {_quoted(' '.join(most))} {times} times")
+
+
+def _is_asked_again(asked: str, once: str, times: int) -> bool:
+    """Whether the prompt asks to repeat these words, and not much less often than that."""
+    asks, unit = list(_AGAIN.finditer(asked)), _WORD.findall(once)
+    if not (asks and unit and _is_within(unit, _WORD.findall(asked.lower()))):
+        return False
+    counts = [int(ask[1]) for ask in asks if ask[1]]
+    return times <= 2 * max(counts, default=times)
+
+
+def _is_within(words: list[str], others: list[str]) -> bool:
+    """Whether words, begun anywhere in their cycle, stand among others."""
+    turns = [words[i:] + words[:i] for i in range(len(words))]
+    return any(others[i : i + len(words)] in turns for i in range(len(others) - len(words) + 1))
 
 
 def _cycle_of(items: Sequence[str], between: str, n: int) -> tuple[str, int, int] | None:
@@ -244,6 +289,8 @@ _MARKS_OF_NOISE = (
     ("letters of a wrong encoding", _MOJIBAKE),
 )
 _PLAIN_WORD = re.compile(r"(?<!\S)[\"“\u2018(*]*[^\W\d_][^\s\d/_@\\=<>{}\[\]|#$%^&~+]*(?!\S)")
+_BASES = re.compile(r"(?<!\S)[ACGTUN]{8,}(?!\S)")
+"""A sequence of DNA or RNA has its own order."""
 _FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _CODE_LINE = re.compile(
     r"^(?: {4}|\t)|[;{}\\]\s*$|^\s*(?:#|//|\||@)|</?[a-zA-Z]\w*(?:\s[^<>]*)?/?>"
@@ -274,7 +321,7 @@ def _noise(asked: str, text: str) -> Iterator[Flag]:
     if size >= JUMPS[0] and (jumps := len(_JUMP.findall(text))) >= JUMPS[1] * size and "```" not in text:
         yield Flag("gibberish", f"letters, digits and signs in no order: {jumps} changes in {size} characters")
         return
-    spelling = known.spelling(" ".join(_PLAIN_WORD.findall(" ".join(lines))))
+    spelling = known.spelling(" ".join(_PLAIN_WORD.findall(_BASES.sub("", " ".join(lines)))))
     level, spoken = _mean(spelling), languages.language(text)
     expected = _expects_english(asked) and spoken in (None, "English")
     if _below(spelling, NOISE) or (expected and _below(spelling, MISSPELT)):
@@ -397,6 +444,8 @@ ECHO_WORDS = 5
 """Fewer words than these are never an echo."""
 OWN_WORDS = 8
 """Words from which an answer that was given before is given again, and not a phrase."""
+RESTATED = 8
+"""Words from which a question that stands before its answer is an echo, and not said again for the reader."""
 ECHO_ALIKE = 0.8
 """Share of 3-word runs that an altered echo has in common with the prompt."""
 
@@ -414,9 +463,18 @@ def _echo(prompt: Prompt, text: str) -> Iterator[Flag]:
             if len(answer) >= OWN_WORDS and said == answer:
                 yield Flag("echo", "it is an earlier answer of the same dialogue, word for word")
                 return
-        elif len(said) >= ECHO_WORDS and (_begins_with(message.content, text) or _is_echo(said, answer)):
+        elif (
+            len(said) >= ECHO_WORDS
+            and not _is_said_again(message.content.strip(), said, text)
+            and (_begins_with(message.content, text) or _is_echo(said, answer))
+        ):
             yield Flag("echo", f"it says what the {message.role} said: {_quoted(text)}")
             return
+
+
+def _is_said_again(turn: str, said: list[str], text: str) -> bool:
+    """Whether a short question is said once more, for the reader, before its answer."""
+    return turn.endswith("?") and len(said) < RESTATED and text.startswith(turn) and len(text) > len(turn)
 
 
 def _begins_with(said: str, text: str) -> bool:

@@ -26,12 +26,15 @@ _LATIN = re.compile("[A-Za-z]")
 
 WORDS = {
     "English": "the and of to is that it for you with this are be as have not what in i your they was",
-    "German": "der das und ist nicht ein eine zu den mit für auf sich auch ich sie es wird dem",
-    "French": "le la les et est des une un dans qui pas vous je sur avec ce du que",
-    "Spanish": "el la los las y es una un en para que por con se su como más está del",
-    "Italian": "il la gli è una un che di del della più si sono con dei nel ed",
-    "Portuguese": "os e é uma um para que não com da por mais se em do ao como dos",
-    "Dutch": "het een en van niet dat op te voor met zijn aan ook ik je",
+    "German": "der das und ist nicht ein eine zu den mit für auf sich auch ich sie es wird dem von im er als "
+    "des oder bei nach wie mir über etwas bitte wir kann gibt",
+    "French": "le la les et est des une un dans qui pas vous je sur avec ce du que au aux "
+    "ou mais nous il elle cette sont comment être moi",
+    "Spanish": "el la los las y es una un en para que por con se su como más está "
+    "del lo pero sobre esta qué cómo muy fue",
+    "Italian": "il la gli è una un che di del della più si sono con dei nel ed alla anche questo perché mi cosa nella",
+    "Portuguese": "os e é uma um para que não com da por mais se em do ao como dos você também foi muito sobre mas",
+    "Dutch": "het een en van niet dat op te voor met zijn aan ook ik je wat hoe wordt bij naar deze maar kan",
     "Swedish": "och att det är som en på för med den av jag till har inte",
     "Polish": "się nie jest że jak od przez dla oraz po tym są jego może",
     "Turkish": "ve bir bu için ile çok gibi daha olarak olan sonra kadar",

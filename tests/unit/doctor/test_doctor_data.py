@@ -229,6 +229,17 @@ def test_labels_against_what_the_model_is_surest_of(noise: float, found: bool) -
     assert names(labels.surest_contradicted(scored(margins.tolist()))) == ["label-noise"] * found
 
 
+def test_pairs_of_one_prompt_are_one_opinion_about_labels() -> None:
+    """A fifth of the labels is wrong either way: beyond doubt more than 10 % of 2,000 prompts, and not of 40."""
+
+    def judged(prompts: int) -> Scored:
+        pairs = [Preference(asked(n % prompts), f"one {n}", f"another {n}") for n in range(2000)]
+        wrong = np.arange(2000) % 5 == 0
+        return Scored("reward", pairs, np.where(wrong, -1.0, 1.0) * np.linspace(2, 1, 2000))
+
+    assert [names(labels.surest_contradicted(judged(prompts))) for prompts in (2000, 40)] == [["label-noise"], []]
+
+
 def test_disagreement_over_close_pairs_is_no_noise() -> None:
     rng = np.random.default_rng(0)
     gap = rng.uniform(0, 4, 2000)

@@ -73,6 +73,18 @@ def test_a_margin_that_does_not_grow_out_of_its_noise_is_told_as_possible() -> N
     assert "stuck-at-ln2" not in found(log(train__reward_margin=[x + 0.005 * (i > 0) for i, x in enumerate(noise)]))
 
 
+def test_a_margin_that_falls_below_0_is_a_loss_that_learns_the_opposite() -> None:
+    down: dict[str, Any] = {
+        "train__reward_margin": [-0.02 * i for i in range(60)],
+        "train__loss": [0.69 + 0.01 * i for i in range(60)],
+    }
+    finding = found(log(**down, train__accuracy=[0.5 - 0.005 * i for i in range(60)]))
+    assert set(finding) == {"swapped-labels"}
+    assert "wrong sign" in finding["swapped-labels"].cause
+    assert "rate" in finding["swapped-labels"].cure
+    assert "swapped-labels" not in found(log(**down))  # most pairs are right: a few outliers
+
+
 FALLING: dict[str, Any] = {"train__chosen_logprob": [-20.0 - 0.5 * i for i in range(60)]}
 
 

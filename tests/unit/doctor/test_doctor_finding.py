@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from assay.doctor.detector import Detector, Missing, examine
 from assay.doctor.finding import Diagnosis, Finding, Mode, Unchecked, diagnosis
 from assay.doctor.log import Log
+from assay.doctor.read import read_run
 from assay.tracking.metrics import MetricsLine
 
 
@@ -47,6 +51,44 @@ def test_consequences_are_followed_through_what_was_found_only() -> None:
 def test_of_two_that_bring_each_other_about_the_graver_is_the_cause(spark: str, first: str) -> None:
     given = diagnosis([found(FIRE, "amber", "certain"), found(SPARK, spark)])
     assert names(given.causes) == [first]
+
+
+GRAPH = {"sft": ["data"], "reward": ["data", "sft"], "ppo": ["data", "sft", "reward"], "dpo": ["data", "sft"]}
+
+
+@pytest.mark.parametrize(
+    ("fire", "smoke", "explained"),
+    [
+        ("ppo", "ppo", True),
+        ("data", "ppo", True),
+        ("reward", "ppo", True),
+        ("ppo", "sft", False),
+        ("dpo", "ppo", False),
+    ],
+    ids=["here", "first", "before", "after", "beside"],
+)
+def test_a_cause_explains_what_was_made_of_it_and_nothing_else(fire: str, smoke: str, explained: bool) -> None:
+    given = diagnosis([replace(found(FIRE), where=fire), replace(found(SMOKE), where=smoke)], places=GRAPH)
+    assert names(given.causes) == (["fire"] if explained else ["fire", "smoke"])
+    unknown = diagnosis(given.findings)  # without a graph only what is in one place
+    assert names(unknown.causes) == (["fire"] if fire == smoke else ["fire", "smoke"])
+
+
+def test_a_chain_is_followed_downstream_only() -> None:
+    """spark (ppo) → fire (sft) would have to go back before it reached the smoke there."""
+    given = diagnosis(
+        [replace(found(one), where=where) for one, where in ((SPARK, "ppo"), (FIRE, "sft"), (SMOKE, "sft"))],
+        places=GRAPH,
+    )
+    assert names(given.causes) == ["fire"]
+    assert names(given.consequences_of(given.causes[0])) == ["spark", "smoke"]
+
+
+def test_the_graph_of_a_run_stands_in_its_summary(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"graph": GRAPH | {"odd": 3}}))
+    assert read_run(tmp_path).graph == GRAPH
+    (tmp_path / "summary.json").write_text("{")
+    assert read_run(tmp_path).graph == {}
 
 
 def test_the_verdict_is_that_of_the_gravest_finding() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from tests.unit.doctor.policy_log import STEPS, Column, diagnosed, kl_from_0, log, named, only
+import numpy as np
+import pytest
+from tests.unit.doctor.policy_log import STEPS, Column, diagnosed, kl_from_0, late, log, named, only, ramp
 
 from assay.doctor.finding import Diagnosis
-from assay.doctor.log import Log
+from assay.doctor.log import Log, Series
+from assay.doctor.window import rose
 from assay.tracking.metrics import MetricsLine
 
 
@@ -45,6 +48,36 @@ def test_a_log_that_begins_later_says_nothing_of_the_start() -> None:
     found = diagnosed(Log.of("ppo", "ppo", lines, foreign=True))
     assert "kl-before-training" not in named(found)
     assert "the log begins at step 10" in {one.why for one in found.unchecked}
+
+
+@pytest.mark.parametrize(("kl", "tokens", "sure"), [(0.004, None, None), (1.2, None, "likely"), (0.1, 50.0, "certain")])
+def test_a_kl_at_the_start_is_that_of_a_thousand_tokens_where_nobody_says_how_many(
+    kl: float, tokens: float | None, sure: str | None
+) -> None:
+    """0.004 nats an answer are 8e-5 a token of 50; no answer of bfloat16 is so long that rounding makes 1.2."""
+    given = log({"objective/kl": [kl, *ramp(1.2, 3.4)], "lengths/response_mean": tokens})
+    found = [one for one in diagnosed(given).findings if one.mode.name == "kl-before-training"]
+    assert [one.sureness for one in found] == ([sure] if sure else [])
+
+
+def test_a_reward_that_is_always_the_same_has_not_risen() -> None:
+    """The mean of fifteen times 0.1 is a float above the mean of five."""
+    steps = np.arange(60)
+    assert np.full(15, 0.1).mean() > np.full(5, 0.1).mean()
+    assert not rose(Series("objective/reward", steps, np.full(60, 0.1)))
+    assert rose(Series("objective/reward", steps, np.where(steps < 30, 0.1, 0.101)))
+
+
+@pytest.mark.parametrize(
+    ("entropy", "tokens", "severity"),
+    [(late(2.0, 0.01), 50.0, "amber"), (late(2.0, 0.1), 50.0, None), (late(2.0, 0.01), 2.0, None)],
+    ids=["one answer is left", "many are left", "there never were many"],
+)
+def test_a_policy_that_is_paid_and_left_with_one_answer_of_thousands_is_told(
+    entropy: Column, tokens: float, severity: str | None
+) -> None:
+    given = log({"objective/entropy": entropy, "objective/reward": ramp(0.0, 2.0), "lengths/response_mean": tokens})
+    assert [one.severity for one in diagnosed(given).findings] == ([severity] if severity else [])
 
 
 def test_metrics_with_gaps_are_compared_where_both_are_known() -> None:

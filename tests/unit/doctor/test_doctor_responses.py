@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.doctor.policy_log import diagnosed, late, log, only, wave
+from tests.unit.doctor.policy_log import Column, diagnosed, kl_from_0, late, log, only, wave
 
 from assay.doctor.finding import Diagnosis
 
@@ -14,6 +14,14 @@ def test_a_judge_that_prefers_the_start_shows_a_hacked_reward() -> None:
     assert (
         diagnosed(log({"objective/truth": None}, final={"reward_gain_low": 0.5, "win_rate_high": 0.55})) == Diagnosis()
     )
+
+
+def test_a_number_that_was_never_logged_is_not_told() -> None:
+    """TRL logs no share of empty answers; 1 is one of 20 tokens."""
+    columns: dict[str, Column] = {"lengths/response_mean": late(20.0, 1.0), "objective/kl": kl_from_0(0.1, 0.1)}
+    short = only(diagnosed(log({**columns, "lengths/empty": None})))
+    assert short.evidence == "1 (99 %: 0.99 to 1.01, last 6 steps) tokens an answer, 20 at the start"
+    assert "of the answers are empty" in only(diagnosed(log({"lengths/empty": late(0.0, 0.5)}))).evidence
 
 
 @pytest.mark.parametrize(("name", "mode"), [("text/repetition", "repetition"), ("lengths/truncated", "never-stops")])

@@ -10,7 +10,9 @@ import pytest
 from tests.unit.doctor.policy_log import Column, diagnosed, log, only, wave
 
 from assay.doctor.finding import Diagnosis
+from assay.doctor.log import Log
 from assay.doctor.read import read
+from assay.tracking.metrics import MetricsLine
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,31 @@ def test_a_clip_that_is_meant_to_cut_many_tokens_is_no_spike() -> None:
     assert diagnosed(log(cut, ratio="sequence", clip=3e-4)) == Diagnosis()
     found = only(diagnosed(log(cut, ratio="token", clip=0.2, optim={"learning_rate": 1e-4})))
     assert (found.mode.name, found.change) == ("ratio-spikes", {"group.optim.learning_rate": 1e-5})
+
+
+@pytest.mark.parametrize(
+    ("jumps", "steps", "severity"),
+    [(1, 24, "amber"), (2, 24, "red"), (6, 24, "red"), (1, 2000, "amber"), (2, 2000, "amber")],
+)
+def test_one_jump_is_told_and_only_a_repeated_one_is_held_against_a_run(jumps: int, steps: int, severity: str) -> None:
+    def spiky(calm: float, jump: float) -> list[float]:
+        return [jump] * jumps + [calm] * (steps - jumps)
+
+    lines = [
+        MetricsLine(step, 0.0, {"policy/clipfrac_avg": cut, "policy/approxkl_avg": drift})
+        for step, (cut, drift) in enumerate(zip(spiky(0.01, 0.2), spiky(0.003, 0.6), strict=True), start=1)
+    ]
+    found = only(diagnosed(Log.of("ppo", "ppo", lines)))
+    assert (found.mode.name, found.severity) == ("ratio-spikes", severity)
+    assert f"{jumps} of {steps} steps" in found.evidence
+
+
+def test_rewards_that_are_all_alike_explain_a_policy_that_jumps_and_a_still_one_does_not() -> None:
+    spikes: dict[str, Column] = {"policy/clipfrac_avg": 0.5}
+    flat = diagnosed(log({**spikes, "objective/reward_std": 0.0}))
+    still = diagnosed(log({**spikes, "policy/update_rms": 0.0}))
+    assert [one.mode.name for one in flat.causes] == ["nothing-moves"]
+    assert {one.mode.name for one in still.causes} == {"nothing-moves", "ratio-spikes"}
 
 
 def test_a_critic_is_judged_after_twenty_steps_and_by_all_of_them() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from assay.doctor.read import read
 from assay.errors import DataError, Interrupted, StorageError, TrainingError, UsageError
 from assay.pipeline.lineage import describe, lineage, lines
 from assay.pipeline.lock import locked
@@ -57,8 +58,11 @@ def test_a_run_makes_every_stage_once_in_order_and_gives_each_its_inputs(recipe:
 def test_the_summary_on_disk_is_the_summary_returned_and_its_metrics_are_flat_json(recipe: Path):
     summary = run(load(recipe), Fakes().request())
     on_disk = json.loads((Path(summary["dir"]) / "summary.json").read_text())
-    assert on_disk.keys() == summary.keys() == {"run", "dir", "wall_s", "peak_rss_mb", "stages", "unfinished"}
+    keys = {"run", "dir", "wall_s", "peak_rss_mb", "stages", "unfinished", "graph"}
+    assert on_disk.keys() == summary.keys() == keys
     assert on_disk["stages"] == summary["stages"]
+    assert read(Path(summary["dir"])).graph == summary["graph"]
+    assert summary["graph"]["ppo"] == ["data", "sft", "reward"]
     metrics = summary["stages"]["sft"]["metrics"]
     assert (metrics["name"], metrics["loss"], metrics["none"]) == ("sft", None, None)  # NaN is no JSON
     assert "nested" not in metrics

@@ -81,6 +81,22 @@ GOOD = {
     "chess": ("The opening position in FEN?", "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1"),
     "accents": ("What is a good pastry?", "A crème brûlée, or a mille-feuille with café au lait."),
     "tweet": ("A tweet on tea.", "Nothing beats a cup of tea. It is warm. Try some today! #tea #morning #calm"),
+    "a word as often as asked": ("Repeat the word cat ten times.", " ".join(["cat"] * 10)),
+    "a sentence as often as asked": (
+        "Repeat the phrase 'I will not talk in class' 10 times.",
+        "I will not talk in class. " * 10,
+    ),
+    "a chorus": (
+        "Write the chorus of a song.",
+        "Let it be, let it be, let it be, let it be\nWhisper words of wisdom, let it be\n" * 3,
+    ),
+    "a word explained": ("What is AI?", "AI: Artificial intelligence is the study of machines."),
+    "words explained": (
+        "What are the roles?",
+        "User: an entity that logs in to the system.\nAdmin: an entity that manages it.",
+    ),
+    "DNA": ("Give me a DNA sequence.", "ATGCGTACGTTAGCATGCGTACGTTAGCATGCGTACGTTAGC"),
+    "a question said again": ("What's the capital of France?", "What's the capital of France? Paris."),
     "letter": ("Write a short letter.", "Dear Ann,\n\nThank you for the book. I liked it a lot.\n\nYours,\nBen"),
 }
 
@@ -93,6 +109,9 @@ BROKEN: dict[str, tuple[str, str, Reason]] = {
     "a syllable again": ("Hello?", "lo" * 60, "loop"),
     "a word again": ("Hello?", "yes " * 30, "loop"),
     "a phrase again": ("Hello?", "I see it. " + "and then I said " * 12, "loop"),
+    "another word than asked": ("Repeat the word cat ten times.", "dog " * 30, "loop"),
+    "a word much more often than asked": ("Repeat the word cat 10 times.", "cat " * 200, "loop"),
+    "a chorus without end": ("Write the chorus of a song.", "Let it be, let it be tonight\n" * 12, "loop"),
     "a sentence again": ("Hello?", PROSE + " I can help you with that." * 8, "loop"),
     "numbered lines again": ("Hello?", "\n".join(f"{n}. Drink some more water" for n in range(1, 9)), "loop"),
     "without spaces": ("你好吗？", "我很好谢谢" * 20, "loop"),
@@ -110,12 +129,24 @@ BROKEN: dict[str, tuple[str, str, Reason]] = {
     "special token": (ASKED.text, "In a box.<|im_end|>", "leak"),
     "end of text": (ASKED.text, "In a box.</s> And then", "leak"),
     "next turn": (ASKED.text, "In a box.\n\nHuman: And cake?", "leak"),
+    "next turn of a user": (ASKED.text, "In a box.\n\nUser: And cake?", "leak"),
     "next heading": (ASKED.text, "In a box.\n### Assistant: In a bag.", "leak"),
     "Russian": (ASKED.text, "Хлеб лучше всего хранить в закрытой коробке.", "language"),
     "German": (
         ASKED.text,
         "Das Brot ist in einem Kasten gut aufgehoben, und es wird auch nicht so schnell hart, wenn man es mit einem "
         "Tuch bedeckt und nicht in den Kühlschrank legt.",
+        "language",
+    ),
+    "German with few small words": (
+        "Tell me of Goethe.",
+        "Johann Wolfgang von Goethe war ein deutscher Dichter und Naturforscher. Er gilt als einer der bedeutendsten "
+        "Schöpfer deutschsprachiger Dichtung.",
+        "language",
+    ),
+    "English to German": (
+        "Erzähl mir etwas über Hunde und Katzen, bitte",
+        "Dogs and cats are animals that people keep at home, and they are often friends with each other.",
         "language",
     ),
     "dangling": (ASKED.text, "Bread stays fresh the longest in the", "truncated"),

@@ -14,7 +14,7 @@ from assay.data.prepared import Prepared
 from assay.doctor.data import Data
 from assay.doctor.detector import Evidence, examine
 from assay.doctor.examination import Examination, examination
-from assay.doctor.finding import Diagnosis, diagnosis
+from assay.doctor.finding import Diagnosis, Finding, diagnosis
 from assay.errors import AssayError
 from assay.models.locate import locate
 from assay.pipeline import environment
@@ -41,8 +41,12 @@ def of_run(folder: Path, say: Callable[[str], None], *, seconds: float = SECONDS
             continue
         say(f"{question.where}: {question.what} ({spent:.0f} s)")
         parts.append(examine(answered(gathered, question)))
+    found: list[Finding] = []
+    for finding in (finding for part in parts for finding in part.findings):
+        if finding not in found:  # a log and a probe may say the same in the same words
+            found.append(finding)
     whole = diagnosis(
-        [finding for part in parts for finding in part.findings],
+        found,
         [*(one for part in parts for one in part.unchecked), *gathered.unchecked],
         [pair for part in parts for pair in part.checked],
     )

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import torch
-from bench.doctor_trial.faults_data import end_masked, spoken
+from bench.doctor_trial.faults_data import spoken
 from safetensors.torch import load_file, save_file
 from tests import tiny
-from typer.testing import CliRunner
 
-from assay.cli.main import app
 from assay.pipeline import finished
 from assay.pipeline.recipe import load_recipe
 from assay.pipeline.runner import Request, run
@@ -39,10 +37,10 @@ model: {model}
 data: {{path: {data}, validation_split: 0.1, test_split: 0.4}}
 runs_dir: {runs}
 stages:
-  - sft: {{epochs: 3, batch_size: 16, max_length: 64, lora: {{r: 8}}, optim: {{learning_rate: 2.0e-2}}}}
-  - reward: {{epochs: 3, batch_size: 8, max_length: 64, optim: {{learning_rate: 3.0e-3}}}}
+  - sft: {{epochs: 12, batch_size: 16, max_length: 64, lora: {{r: 16}}, optim: {{learning_rate: 2.0e-2}}}}
+  - reward: {{epochs: 1, batch_size: 8, max_length: 64, optim: {{learning_rate: 3.0e-3}}}}
   - ppo:
-      episodes: 16
+      episodes: 8
       batch_size: 8
       evaluation_prompts: 8
       max_length: 64
@@ -56,7 +54,7 @@ def made(folder: Path) -> Path:
     """A small run; its chosen answers begin with another word than the rejected ones."""
     rng = random.Random(0)
     rows = [
-        {"prompt": f"why is {spoken(rng, rng.randint(1, 4))}?", "chosen": f"yes {end}", "rejected": f"no {end}"}
+        {"prompt": f"why is {spoken(rng, rng.randint(1, 4))}?", "chosen": f"good {end}", "rejected": f"poor {end}"}
         for end in (spoken(rng, rng.randint(1, 3)) for _ in range(160))
     ]
     data, model = folder / "pairs.jsonl", folder / "model"
@@ -82,7 +80,7 @@ def again(healthy: Path, tmp_path: Path) -> Path:
 
 def named(folder: Path) -> dict[str, str]:
     """Every mode that is found, and where."""
-    found = finished.of_run(folder, lambda line: None).diagnosis.findings
+    found = finished.of_run(folder, lambda line: None, seconds=math.inf).diagnosis.findings
     return {finding.mode.name: finding.where for finding in found}
 
 
@@ -98,7 +96,7 @@ def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> 
 
 
 def test_a_healthy_run_shows_nothing_when_its_models_are_asked(healthy: Path) -> None:
-    given = finished.of_run(healthy, lambda line: None)
+    given = finished.of_run(healthy, lambda line: None, seconds=math.inf)
     assert not {finding.mode.name for finding in given.diagnosis.findings} & PROBED
     asked = {(mode.name, where) for mode, where in given.diagnosis.checked}
     assert {

@@ -53,12 +53,6 @@ def of_run(folder: Path, say: Callable[[str], None], *, seconds: float = SECONDS
     return Examination(read.what, read.stages, whole, [*read.notes, *gathered.notes])
 
 
-def answers(folder: Path) -> list[Evidence]:
-    """What every question gives, one after the other."""
-    gathered = Gathered()
-    return [one for question in questions(folder, gathered) for one in answered(gathered, question)]
-
-
 def answered(gathered: Gathered, question: Question) -> list[Evidence]:
     """What a question gives; what cannot be read is a reason like others why something is unchecked."""
     try:

@@ -37,7 +37,7 @@ model: {model}
 data: {{path: {data}, validation_split: 0.1, test_split: 0.4}}
 runs_dir: {runs}
 stages:
-  - sft: {{epochs: 12, batch_size: 16, max_length: 64, lora: {{r: 16}}, optim: {{learning_rate: 2.0e-2}}}}
+  - sft: {{epochs: 30, batch_size: 16, max_length: 64, lora: {{r: 16}}, optim: {{learning_rate: 3.0e-2}}}}
   - reward: {{epochs: 1, batch_size: 8, max_length: 64, optim: {{learning_rate: 3.0e-3}}}}
   - ppo:
       episodes: 8
@@ -55,7 +55,7 @@ def made(folder: Path) -> Path:
     rng = random.Random(0)
     rows = [
         {"prompt": f"why is {spoken(rng, rng.randint(1, 4))}?", "chosen": f"good {end}", "rejected": f"poor {end}"}
-        for end in (spoken(rng, rng.randint(1, 3)) for _ in range(160))
+        for end in (spoken(rng, rng.randint(1, 2)) for _ in range(160))
     ]
     data, model = folder / "pairs.jsonl", folder / "model"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

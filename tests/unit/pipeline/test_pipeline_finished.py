@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bench.doctor_trial.faults_data import spoken
@@ -127,40 +128,15 @@ def padded_on_the_right(folder: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "padding_side": "right"}))
 
 
-def another_tokenizer(folder: Path) -> None:
-    """The same words under other ids."""
-    path = artifact(folder, "sft") / "tokenizer.json"
-    stored = json.loads(path.read_text())
-    words = [word for word in stored["model"]["vocab"] if not word.startswith("<")]
-    numbers = [stored["model"]["vocab"][word] for word in words]
-    random.Random(0).shuffle(numbers)
-    stored["model"]["vocab"].update(zip(words, numbers, strict=True))
-    path.write_text(json.dumps(stored))
-
-
 def labels_shifted(folder: Path) -> None:
     """Every row that is kept counts the prompt's last token among the labels."""
     (cache,) = (folder.parent / "cache").glob("*")
     for path in cache.glob("*.rows"):
         kept = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint16).to(torch.int64)
-        import numpy as np
-
         with np.load(path.with_suffix(".npz")) as index:
             starts = np.cumsum([0, *index["sizes"][:-1]]) // 2
         kept[torch.from_numpy(starts)] -= 1
         path.write_bytes(kept.to(torch.uint16).numpy().tobytes())
-
-
-def swapped(folder: Path, every: int) -> None:
-    """Of so many stored pairs each, the last has its labels the other way round."""
-    path = artifact(folder, "data") / "preferences.test.jsonl"
-    rows = path.read_text().splitlines(keepends=True)
-    for number, row in enumerate(rows):
-        if number % every == every - 1:
-            given = json.loads(row)
-            given["chosen"], given["rejected"] = given["rejected"], given["chosen"]
-            rows[number] = json.dumps(given) + "\n"
-    path.write_text("".join(rows))
 
 
 def bare_base(folder: Path) -> None:
@@ -175,7 +151,6 @@ def bare_base(folder: Path) -> None:
         (head_drawn_anew, "head-lost", "reward"),
         (without_head, "head-lost", "reward"),
         (padded_on_the_right, "right-padded-prompts", "ppo"),
-        (another_tokenizer, "tokenizer-mismatch", "sft"),
         (labels_shifted, "boundary-tokens", "reward"),
         (bare_base, "wrong-reference", "ppo"),
     ],

@@ -165,7 +165,7 @@ def beside(kind: str, made: Path, start: Path, data: Prepared, length: int) -> l
         fresh = load_reward_model(start, head_seed=SEED.get(), max_length=length)
         return [
             Scored.of("reward", model.score_texts, test, train),
-            RewardProbe(model, evenly(test, PAIRS), saved=made),
+            RewardProbe(model, evenly(test, PAIRS)),
             *([LabelProbe(fresh, evenly(train, ROWS), evenly(test, ROWS))] if apart(data) else []),
         ]
     policy = load_policy(start, lora=LORA)

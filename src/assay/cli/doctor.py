@@ -27,6 +27,11 @@ def doctor(
         show_default=False,
     ),
     runs_dir: Path = typer.Option(Path("runs"), help="Where runs and artifacts are."),
+    probe: bool = typer.Option(
+        True,
+        "--probe/--no-probe",
+        help="Ask the models that a run has made, too, for two minutes at most; without, only its logs are read.",
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
 ) -> None:
     """Say what is wrong with a recipe before it runs, or what went wrong in a run; why, and what to change.
@@ -35,7 +40,7 @@ def doctor(
     """
     reference, settings = split_words(words or [])
     with stdout_for_results():
-        given = _examined(reference, settings, runs_dir)
+        given = _examined(reference, settings, runs_dir, probe=probe)
     if as_json:
         emit(given.facts())
     else:
@@ -44,7 +49,7 @@ def doctor(
         raise typer.Exit(code)
 
 
-def _examined(reference: str | None, settings: list[str], runs_dir: Path) -> Examination:
+def _examined(reference: str | None, settings: list[str], runs_dir: Path, *, probe: bool) -> Examination:
     """A recipe before it runs, or what lies on the disk; says how the words are understood."""
     from assay.doctor.examination import examination, of_settings
     from assay.errors import UsageError
@@ -72,6 +77,10 @@ def _examined(reference: str | None, settings: list[str], runs_dir: Path) -> Exa
     if settings:
         raise UsageError(f"{found} has run: it takes no {settings[0]}", hint="settings are for a recipe")
     say(f"{reference}: taken as what lies in {found}, after it ran")
+    if probe and (found / "summary.json").is_file():
+        from assay.pipeline.finished import of_run
+
+        return of_run(found, say)
     return examination(found)
 
 

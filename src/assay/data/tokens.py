@@ -90,8 +90,7 @@ def render(renderer: RowRenderer, items: Sequence[T], cache: Path | None = None)
         rows = Writer(code.encode)
         counts = _write(rows, renderer, items)
         return _rendered(rows.stored(code.decode), counts, code)
-    name = digest_of([items.digest.encode(), tokenizer.encode()])
-    data, index = cache / f"{name}.rows", cache / f"{name}.npz"
+    data, index = _files(cache, items, tokenizer)
     found = _opened(data, index, code)
     if found is None:
         arrays: dict[str, Ints] = {}
@@ -107,6 +106,20 @@ def render(renderer: RowRenderer, items: Sequence[T], cache: Path | None = None)
         found = _opened(data, index, code)
         assert found is not None
     return found
+
+
+def kept(renderer: RowRenderer, items: Sequence[Item], cache: Path | None) -> Rendered | None:
+    """The rows of items as an earlier `render` has left them in the cache; None where it has not."""
+    tokenizer = renderer.digest
+    if not (cache and isinstance(items, Stored) and tokenizer):
+        return None
+    return _opened(*_files(cache, items, tokenizer), RowCode.of(renderer))
+
+
+def _files(cache: Path, items: Stored[Any], tokenizer: str) -> tuple[Path, Path]:
+    """Where rows and their index are kept."""
+    name = digest_of([items.digest.encode(), tokenizer.encode()])
+    return cache / f"{name}.rows", cache / f"{name}.npz"
 
 
 def _opened(data: Path, index: Path, code: RowCode) -> Rendered | None:

@@ -143,7 +143,7 @@ def same_twice(policy: Policy, rows: Sequence[Row]) -> bool:
 def kl_before_training(probe: PolicyProbe) -> Iterator[Finding]:
     """A policy that has not been trained is its reference."""
     if probe.reference is None or not probe.fresh:
-        raise Missing("a reference, and a policy before its first step, are needed")
+        raise Missing("only before its first step, and where there is a reference, has a policy to be the same")
     difference = apart(probe.policy, probe.reference, probe.rows)
     if difference > token_tolerance(probe.policy):
         noisy = not same_twice(probe.policy, probe.rows)
@@ -162,7 +162,7 @@ def kl_before_training(probe: PolicyProbe) -> Iterator[Finding]:
 def wrong_reference(probe: PolicyProbe) -> Iterator[Finding]:
     """The reference against the SFT model, loaded on its own."""
     if probe.reference is None or probe.sft is None:
-        raise Missing("reference and SFT model are needed")
+        raise Missing("there is no reference that was loaded in another way than the SFT model")
     difference = apart(probe.reference, probe.sft, probe.rows)
     if difference > token_tolerance(probe.sft) and same_twice(probe.reference, probe.rows):
         yield Finding(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ from assay.doctor.reward import CONSTANT, CONSTANT_SCORES, FLUCTUATING, NOT_FINI
 from assay.errors import ModelError
 from assay.models.load_reward import load_reward_model
 from assay.models.reward_model import RewardModel
-from assay.statistics import proportion
+from assay.statistics import Floats, proportion
 from assay.types import Preference
 
 PADDING_CHANGES_SCORE = Mode(
@@ -72,6 +74,19 @@ class RewardProbe:
         if not rows:
             raise Missing("no pair to ask the reward model about")
         return rows
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores of held-out answers by the model in its folder, and what the stage reported of the model in memory."""
+
+    where: str
+    scores: Floats
+    """Of the chosen answers and of the rejected ones."""
+    report: Mapping[str, Any]
+    whole: bool = True
+    """Whether these are all the answers that the report is of."""
+    kind: str = "measured"
 
 
 @dataclass(frozen=True)
@@ -137,6 +152,8 @@ def repeats(model: RewardModel, rows: Sequence[Row]) -> bool:
 def reloaded(probe: RewardProbe) -> Iterator[Finding]:
     """The model as its folder gives it, against the one in memory."""
     model, rows = probe.model, probe.rows
+    if probe.saved is not None and probe.saved in (model.source, model.source.parent):
+        raise Missing("the model came from its folder: there are no two to compare")
     with folder_of(probe) as folder:
         try:
             again = load_reward_model(
@@ -158,6 +175,28 @@ def reloaded(probe: RewardProbe) -> Iterator[Finding]:
             f"scores change by up to {difference:.2g} (standard deviation {before.std():.2g}); correlation of old and "
             f"new {torch.corrcoef(torch.stack([before, after]))[0, 1]:.2f}",
             sureness="certain",
+        )
+
+
+@detects(HEAD_LOST)
+def not_as_reported(measured: Measured) -> Iterator[Finding]:
+    """Mean and spread of all scores, whichever answer was chosen, against those before the model was saved."""
+    names = ("chosen_mean", "rejected_mean", "score_std")
+    known = [measured.report.get(name) for name in names]
+    if not all(isinstance(value, int | float) for value in known):
+        raise Missing(f"the report has no {' or '.join(names)}")
+    chosen, rejected, spread = (float(value) for value in known if value is not None)
+    mean, found, std = (chosen + rejected) / 2, float(measured.scores.mean()), float(measured.scores.std())
+    drawn = 0.0 if measured.whole else 5 / math.sqrt(len(measured.scores))
+    tolerance = SCORE_TOLERANCE * ROUNDED + drawn
+    if abs(found - mean) > tolerance * spread or abs(std - spread) > tolerance * spread:
+        yield Finding(
+            HEAD_LOST,
+            measured.where,
+            f"as the folder gives it, the model scores {len(measured.scores):,} held-out answers {found:.3g} ± "
+            f"{std:.3g} (mean and deviation); before it was saved it gave them {mean:.3g} ± {spread:.3g}",
+            sureness="certain",
+            cause="The weights in the folder, of the head or of the trunk, are not those that the stage measured.",
         )
 
 

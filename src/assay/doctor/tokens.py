@@ -12,6 +12,7 @@ import numpy as np
 from assay.data.items import prompt_of, replies_of
 from assay.data.records import Item
 from assay.data.render import Renderer, Row
+from assay.data.tokens import Rendered
 from assay.doctor.data import IDENTICAL_PAIRS, RARE, SURE, at_least, evenly, percent, severity
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
@@ -87,6 +88,8 @@ class Tokens:
     items: Sequence[Item]
     embeddings: int | None = None
     """Tokens that the model has an embedding for, where that is known."""
+    kept: Rendered | None = None
+    """The rows of a run as it has kept them; where there are none, rows are made."""
     kind: str = "tokens"
 
     @cached_property
@@ -101,7 +104,15 @@ class Tokens:
     @cached_property
     def rows(self) -> list[list[Row | None]]:
         """A row for each of them."""
-        return [[self.renderer.row(prompt, reply) for prompt, reply in item] for item in self.asked]
+        if self.kept is None:
+            return [[self.renderer.row(prompt, reply) for prompt, reply in item] for item in self.asked]
+        found: list[list[Row | None]] = []
+        for number in evenly(range(len(self.items)), SAMPLE):
+            item = self.items[number]
+            rows = self.kept.rows[int(self.kept.starts[number]) : int(self.kept.starts[number + 1])]
+            if prompt_of(item):
+                found.append([row for row, reply in zip(rows, replies_of(item), strict=True) if reply.strip()])
+        return found
 
     @property
     def whole(self) -> list[Row]:

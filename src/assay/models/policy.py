@@ -135,6 +135,8 @@ class Policy:
         adapters = self.backbone.adapters
         with saving(folder):
             self.model.save_pretrained(folder, state_dict=adapters.merged(self.adapter))
+            self.tokenizer.padding_side = "left"  # transformers goes on from the last column of a batch
+            self.tokenizer.init_kwargs["padding_side"] = "left"  # what is no key here is not saved
             self.tokenizer.save_pretrained(folder)
             if self.adapter:
                 adapters.save(self.adapter, folder / "adapter", base=self.source)

@@ -14,41 +14,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from assay.config import Config
 from assay.data import hub
 from assay.data.config import FileData, FileSource
 from assay.data.prepared import Prepared
-from assay.data.records import Item
 from assay.data.render import Renderer
-from assay.doctor.data import Data, Reading, evenly
-from assay.doctor.detector import DETECTORS, Evidence
+from assay.doctor.data import Data, Reading
+from assay.doctor.detector import DETECTORS, Evidence, Missing
 from assay.doctor.finding import Unchecked
 from assay.doctor.labels import Scored
 from assay.doctor.machine import Machine
+from assay.doctor.probe_batch import PromptBatch
 from assay.doctor.probe_policy import PolicyProbe
 from assay.doctor.probe_reward import RewardProbe
-from assay.doctor.recipe import Disk, Memory, Planned, RewardFolder, Vocabularies, Weights
+from assay.doctor.recipe import Disk, Memory, Planned, RewardFolder, Vocabularies
 from assay.doctor.tokens import Endings, Prompts, Tokens
 from assay.errors import AssayError, DataError
 from assay.models.load import load_tokenizer
 from assay.models.load_reward import reward_renderer
 from assay.models.locate import locate
 from assay.models.precision import compute_dtype
-from assay.models.reward_folder import missing_head
-from assay.models.roles import load_policy, load_reward_model
 from assay.pipeline import environment
 from assay.pipeline.architecture import Architectures
 from assay.pipeline.artifacts import Store
 from assay.pipeline.footprint import Model
 from assay.pipeline.inputs import prepare
 from assay.pipeline.plan import Need, estimator_of, memory_needs
+from assay.pipeline.questions import Question, Stage, before, compares, learned_from
 from assay.pipeline.recipe import NamedRecipe
 from assay.pipeline.steps import Step, is_hub_id
-from assay.rollout.engine import Engine
-from assay.stages.config import DistillConfig, PreferenceConfig, PretrainConfig, RewardConfig, SFTConfig
-from assay.types import Prompt
+from assay.stages.config import DistillConfig, PretrainConfig
 from assay.worlds.config import WorldData
 
 ROWS = 10_000
@@ -62,10 +58,6 @@ MADE = {
     "documents": 500,
 }
 """The same of a world."""
-LARGEST = 200_000_000
-"""Parameters of a model that is asked something: two cores read a few short rows with it in seconds."""
-ASKED, SHORT, ANSWER = 4, 48, 16
-"""Rows that a model is asked about, their tokens, and those of an answer."""
 
 
 @dataclass
@@ -86,6 +78,14 @@ class Gathered:
         except AssayError as error:
             if (error.what, error.hint) not in self.refused:  # several stages may meet the same
                 self.refused.append((error.what, error.hint))
+
+    def put(self, question: Question) -> list[Evidence]:
+        """What a question gives; nothing, and the reason why it is unchecked, where it cannot be asked."""
+        try:
+            return [*question.ask()]
+        except Missing as missing:
+            self.leave_out(question.where, str(missing), *question.kinds)
+            return []
 
     def leave_out(self, where: str, why: str, *evidence: type) -> None:
         """Every mode that is seen in evidence of these kinds is unchecked."""
@@ -237,61 +237,34 @@ class _Stages:
     def models(self, step: Step) -> None:
         """Models that are here are asked a few questions; those that a stage has still to make cannot be."""
         assert step.node is not None
+        config, folders = step.node.config, dict[str, Path]()
         for role, (source, *_) in step.node.inputs.items():
-            rewards = role in ("reward", "judge") or (role == "base" and getattr(step.node.config, "trained", False))
-            if not self.first("model", source, rewards) or role == "policies":
+            if role == "policies":
                 continue
-            kinds = (RewardProbe, Scored) if rewards else (PolicyProbe, Endings)
+            rewards = role in ("reward", "judge") or (role == "base" and getattr(config, "trained", False))
             made = None if source.outside else self.store.get(self.steps[source.name].identity.id)
+            kinds = (RewardFolder, RewardProbe, Scored) if rewards else (PolicyProbe, Endings, PromptBatch)
             if source.outside and is_hub_id(source.name) and not _here(source.name):
-                kinds += (RewardFolder,) if rewards else ()
-                self.gathered.leave_out(step.id, _on_the_hub(source.name), *kinds)
+                if self.first("model", source, rewards):
+                    self.gathered.leave_out(step.id, _on_the_hub(source.name), *kinds)
             elif not source.outside and made is None:
-                self.gathered.leave_out(source.name, "this stage has still to make its model", *kinds)
-            elif rewards:
-                self.reward_model(step, locate(source.name) if made is None else made.folder)
+                if self.first("model", source, rewards):
+                    self.gathered.leave_out(source.name, "this stage has still to make its model", *kinds)
             else:
-                self.policy(step, locate(source.name) if made is None else made.folder)
-
-    def policy(self, step: Step, folder: Path) -> None:
-        """A policy, beside itself as reference and as sampler."""
-        assert step.node is not None
-        model, items = self.model(step), self.texts()
-        assert model is not None
-        if not isinstance(self.renderer(step, model), Renderer):
-            return  # an encoder, which is no policy
-        if model.parameters > LARGEST or not items:
-            size = f"the model is too large to be asked in seconds ({model.parameters / 1e6:,.0f} M parameters)"
-            self.gathered.leave_out(step.id, size if items else "there is no text to ask it about", PolicyProbe)
-            return
-        odd = not_finite(folder)
-        self.gathered.evidence.append(Weights(step.id, str(folder), odd))
-        if odd:
-            self.gathered.leave_out(step.id, "its weights are not finite", PolicyProbe)
-            return
-        template = self.named.recipe.model.template
-        policy = load_policy(folder, lora=getattr(step.node.config, "lora", None), device=self.device)
-        policy.eval()
-        frozen = load_policy(folder, trainable=False, device=self.device)
-        renderer = policy.renderer(template, SHORT)
-        rows = [row for prompt, text in items if (row := renderer.row(prompt, text))]
-        prompts = [prompt for prompt, _ in items]
-        sampler = Engine(policy, policy.renderer(template, SHORT + ANSWER), max_batch=ASKED)
-        self.gathered.evidence.append(PolicyProbe(policy, rows, frozen, frozen, sampler, prompts, where=step.id))
-
-    def reward_model(self, step: Step, folder: Path) -> None:
-        """A finished reward model: its head, and how it scores a few pairs."""
-        missing = missing_head(folder)
-        self.gathered.evidence.append(RewardFolder(step.id, str(folder), missing))
-        pairs = evenly(self.data.preferences.train, ASKED) if self.data else ()
-        size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 4
-        if missing or not pairs or size > LARGEST:
-            why = "its head is missing" if missing else "there are no pairs" if not pairs else "it is large"
-            self.gathered.leave_out(step.id, f"the reward model is not asked anything: {why}", RewardProbe)
-            return
-        template = self.named.recipe.model.template
-        model = load_reward_model(folder, trainable=False, template=template, max_length=2 * SHORT, device=self.device)
-        self.gathered.evidence.append(RewardProbe(model, pairs, folder, where=step.id))
+                folders[role] = locate(source.name) if made is None else made.folder
+        stage = Stage(
+            step.id,
+            config,
+            folders,
+            self.data or Prepared(),
+            self.named.recipe.model.template,
+            self.device,
+            step.identity.seed,
+        )
+        for question in before(stage):
+            models = tuple(str(folders.get(role)) for role in question.roles)
+            if "None" not in models and self.first(models, question.kinds, compares(config)):
+                self.gathered.evidence += self.gathered.put(question)
 
     def machine(self) -> None:
         """The number format that the largest model would be computed in, where that is not fp32 on a CPU."""
@@ -333,12 +306,6 @@ class _Stages:
             return reward_renderer(model.build(device="meta")[0].model, tokenizer, template, length)
         return Renderer(tokenizer, template=template, max_length=length)
 
-    def texts(self) -> list[tuple[Prompt, str]]:
-        """A few prompts with an answer."""
-        data = self.data or Prepared()
-        shown = [(one.prompt, one.response) for one in evenly(data.demonstrations.train, ASKED)]
-        return shown or [(pair.prompt, pair.chosen) for pair in evenly(data.preferences.train, ASKED)]
-
     def first(self, *key: Any) -> bool:
         """Whether this is looked at for the first time."""
         new = key not in self.seen
@@ -346,30 +313,10 @@ class _Stages:
         return new
 
 
-def learned_from(config: Any, data: Prepared) -> Sequence[Item]:
-    """What a stage makes rows of; nothing for those that learn from what they sample."""
-    if isinstance(config, SFTConfig):
-        return data.demonstrations.train
-    if isinstance(config, RewardConfig) and not config.trained:
-        return data.steps.train if config.steps else data.preferences.train
-    if isinstance(config, PreferenceConfig) and not config.rounds:
-        return data.preferences.train if config.paired else data.preferences.train or data.verdicts.train
-    return ()
-
-
 def disk_mb(needs: Sequence[Need]) -> float:
     """A model of each stage in fp32; of one stage two checkpoints with both moments: one takes the other's place."""
     models = sum(4 * need.estimate.parameters for need in needs)
     return (models + max((2 * 12 * need.estimate.trained for need in needs), default=0)) / 2**20
-
-
-def not_finite(folder: Path) -> list[str]:
-    """Names of the weights in a model's folder that are not finite; one tensor at a time is in memory."""
-    odd: list[str] = []
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as weights:
-            odd += [name for name in weights.keys() if not weights.get_tensor(name).isfinite().all()]  # noqa: SIM118
-    return odd
 
 
 def _here(model: str) -> bool:

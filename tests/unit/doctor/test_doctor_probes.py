@@ -100,8 +100,8 @@ def test_what_a_probe_was_not_given_is_unchecked() -> None:
     probe = trial.policy_probe(trial.load_policy(trial.sft_model()), reference=None, engine=None)
     assert why_not(replace(probe, rows=probe.rows[:1])) == {
         "mask-ignored": "rows of unequal length are needed: none is padded",
-        "kl-before-training": "a reference, and a policy before its first step, are needed",
-        "wrong-reference": "reference and SFT model are needed",
+        "kl-before-training": "only before its first step, and where there is a reference, has a policy to be the same",
+        "wrong-reference": "there is no reference that was loaded in another way than the SFT model",
         "sampler-differs": "a sampler and prompts are needed",
         "frozen-adapter-blocks": "the policy has no adapter that trains",
     }

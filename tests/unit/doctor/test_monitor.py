@@ -128,12 +128,13 @@ def test_a_checkpoint_is_as_wrecked_as_the_line_of_its_step() -> None:
     wrecked = [0.0, 0.0, 0.0, *wave(129.0, 20.0, STEPS - 3)]
     seen = Watched().see(lines({"objective/kl": wrecked, "lengths/response_mean": 24.0}))
     assert [seen.monitor.sound(step, KL_BLOW_UP) for step in (1, 3, 4, 8)] == [True, True, False, False]
-    jumps = {
-        "policy/approxkl_avg": [0.0, 0.0, 2.4] + [0.01] * 37,
-        "policy/clipfrac_avg": [0.0, 0.0, 0.26] + [0.01] * 37,
-    }
-    seen = Watched().see(lines({**jumps, "objective/kl": [0.0] * 20 + [129.0] * 20}))
-    assert [seen.monitor.sound(step, KL_BLOW_UP) for step in (2, 3, 8)] == [True, False, False]
+    for jumped, sound in ((1, [True, True, True]), (5, [True, False, False])):
+        jumps = {
+            "policy/approxkl_avg": [0.0, 0.0] + [2.4] * jumped + [0.01] * (38 - jumped),
+            "policy/clipfrac_avg": [0.0, 0.0] + [0.26] * jumped + [0.01] * (38 - jumped),
+        }
+        seen = Watched().see(lines({**jumps, "objective/kl": [0.0] * 20 + [129.0] * 20}))
+        assert [seen.monitor.sound(step, KL_BLOW_UP) for step in (2, 7, 8)] == sound
 
 
 def loss(*values: float) -> Lines:

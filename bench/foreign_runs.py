@@ -36,13 +36,13 @@ SEEDS = (0, 1)
 """Of the healthy runs; a fault has the first."""
 ONCE = {"num_train_epochs": 1}
 BASE: Mapping[str, Mapping[str, Any]] = {
-    "ppo": {"rows": 20, "batch": 16, "learning_rate": 3e-4, "settings": {"kl_coef": 0.05}},
-    "grpo": {"rows": 20, "batch": 16, "learning_rate": 3e-4, "settings": {"beta": 0.04, "max_steps": 24}},
     "reward": {"rows": 960, "batch": 16, "learning_rate": 5e-3, "noise": 0.1, "evaluate_every": 20, "settings": ONCE},
-    "dpo": {"rows": 640, "batch": 16, "learning_rate": 3e-4, "noise": 0.1, "settings": ONCE},
     "sft": {"rows": 512, "batch": 16, "learning_rate": 3e-3, "evaluate_every": 8, "settings": ONCE},
+    "dpo": {"rows": 640, "batch": 16, "learning_rate": 3e-4, "noise": 0.1, "settings": ONCE},
+    "grpo": {"rows": 20, "batch": 16, "learning_rate": 3e-4, "settings": {"beta": 0.04, "max_steps": 24}},
+    "ppo": {"rows": 20, "batch": 16, "learning_rate": 3e-4, "settings": {"kl_coef": 0.05}},
 }
-"""What a healthy run of each trainer is told; `rows` are prompts a colour pair for GRPO, and steps for PPO."""
+"""What a healthy run of each trainer is told, PPO's after the reward model that it follows; `rows` are prompts a colour pair for GRPO, and steps for PPO."""
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,9 @@ def of_run(folder: Path, say: Callable[[str], None], *, seconds: float = SECONDS
         found,
         [*(one for part in parts for one in part.unchecked), *gathered.unchecked],
         [pair for part in parts for pair in part.checked],
+        read.diagnosis.places,
     )
-    return Examination(read.what, read.stages, whole, [*read.notes, *gathered.notes])
+    return Examination(read.what, read.stages, whole, [*read.notes, *gathered.notes], read.unread)
 
 
 def answered(gathered: Gathered, question: Question) -> list[Evidence]:

@@ -90,7 +90,7 @@ def artifact(folder: Path, stage: str) -> Path:
     return folder.parent / "artifacts" / stages[stage]["artifact"]
 
 
-def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -159,3 +159,12 @@ def bare_base(folder: Path) -> None:
 def test_a_fault_in_what_was_made_is_named(again: Path, fault: Callable[[Path], None], mode: str, where: str) -> None:
     fault(again)
     assert named(again).get(mode) == where
+
+
+def test_what_the_logs_cannot_tell_stays_told_when_the_models_have_answered(again: Path) -> None:
+    """Without a stage's log there is no verdict, whatever its model says; and stages keep their order of making."""
+    (artifact(again, "sft") / "metrics.jsonl").unlink()
+    given = finished.of_run(again, lambda line: None, seconds=0)
+    assert given.verdict in ("unchecked", "red")
+    assert any("metrics.jsonl" in line for line in given.unread)
+    assert given.diagnosis.places["ppo"] == ["data", "sft", "reward"]

@@ -42,7 +42,8 @@ BASE: Mapping[str, Mapping[str, Any]] = {
     "grpo": {"rows": 20, "batch": 16, "learning_rate": 3e-4, "settings": {"beta": 0.04, "max_steps": 24}},
     "ppo": {"rows": 20, "batch": 16, "learning_rate": 3e-4, "settings": {"kl_coef": 0.05}},
 }
-"""What a healthy run of each trainer is told, PPO's after the reward model that it follows; `rows` are prompts a colour pair for GRPO, and steps for PPO."""
+"""What a healthy run of each trainer is told, PPO's after the reward model that it follows; `rows` are prompts a colour
+pair for GRPO, and steps for PPO."""
 
 
 @dataclass(frozen=True)

@@ -133,8 +133,9 @@ def kl_blow_up(log: Log) -> Iterator[Finding]:
     kl = late(log["objective/kl"])
     reached = log["objective/kl_coef"].last if "objective/kl_coef" in log else 0.0  # by adapting, or by corrections
     target, stronger = log.config.get("kl_target"), max(0.05, 2 * log.config.get("kl_coef", 0.0), 2 * reached)
-    if isinstance(target, int | float) and bounds(kl)[0] > KL_OVER_TARGET * target:
-        seen = f"KL {text(kl)} nats an answer, with a target of {target:g}"
+    # One that leaps about has a wide interval, however far above its target every step is.
+    if isinstance(target, int | float) and max(bounds(kl)[0], kl.min()) > KL_OVER_TARGET * target:
+        seen = f"KL {text(kl)} nats an answer, never below {kl.min():.3g}, with a target of {target:g}"
         yield Finding(KL_BLOW_UP, log.where, seen, change={"kl_coef": stronger}, fatal=True)
         return
     distance, entropy, tokens = together(log, "objective/kl", "objective/entropy", "lengths/response_mean")

@@ -180,6 +180,8 @@ def check_head(backbone: Backbone) -> None:
     layer = model.get_output_embeddings()
     bias = getattr(layer, "bias", None)
     logits = hidden @ layer.weight.float().T + (0 if bias is None else bias.float())  # pyright: ignore
+    if not expected.isfinite().all():
+        return  # nothing can be held against such weights but that they are what they are
     if not torch.allclose(logits, expected, rtol=0.05, atol=0.05 * float(expected.std())):
         raise ModelError(
             f"{model.config.model_type} changes its logits after the head (a cap or a scale), which is not supported",

@@ -8,7 +8,7 @@ from tests.unit.doctor.policy_log import STEPS, Column, diagnosed, kl_from_0, la
 
 from assay.doctor.finding import Diagnosis
 from assay.doctor.log import Log, Series
-from assay.doctor.window import rose
+from assay.doctor.window import bounds, rose
 from assay.tracking.metrics import MetricsLine
 
 
@@ -86,3 +86,13 @@ def test_metrics_with_gaps_are_compared_where_both_are_known() -> None:
     gap = type(entropy)(entropy.name, entropy.steps[::2], entropy.values[::2])
     found = diagnosed(Log("group", "group", {**shorter.series, "objective/entropy": gap}))
     assert named(found) == ["kl-blow-up"]
+
+
+def test_a_kl_that_leaps_about_far_above_its_target_runs_away() -> None:
+    """The interval of its mean reaches below the target, and no step does."""
+    leaps = [*[0.0] * 4, *[0.9, 1.1, 21.0, 7.0] * 5]
+    assert bounds(np.array(leaps[-6:]))[0] < 0
+    found = only(diagnosed(log({"objective/kl": leaps}, kl_target=0.25)))
+    assert (found.mode.name, found.fatal) == ("kl-blow-up", True)
+    assert "never below 0.9" in found.evidence
+    assert "kl-blow-up" not in named(diagnosed(log({"objective/kl": leaps}, kl_target=0.35)))

@@ -148,12 +148,14 @@ def encoder_folder(folder: Path, kind: str = "bert") -> Path:
 
 def wordpiece() -> PreTrainedTokenizerFast:
     """[CLS] a [SEP] b [SEP], as BERT has it."""
-    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    raw.train_from_iterator(
-        [TEXT] * 4, trainers.WordPieceTrainer(vocab_size=300, special_tokens=specials, show_progress=False)
-    )
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words = sorted({word for word, _ in splitter.pre_tokenize_str(TEXT)})
+    letters = sorted(set("".join(words)))
+    # Not trained: the trainer's ties fall as a hash table lies, and every process would have another vocabulary.
+    pieces = dict.fromkeys([*specials, *letters, *(f"##{letter}" for letter in letters), *words])
+    raw = Tokenizer(models.WordPiece(vocab={piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = splitter
     raw.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -51,7 +52,13 @@ def main() -> None:
     facts = common.origin(shlex.join(["python", "-m", "bench.race", *sys.argv[1:]]))
     races = [race if asked.steps is None else replace(race, steps=asked.steps) for race in RACES]
     races = [race for race in races if asked.only is None or race.name in asked.only]
-    peers = {script: peer(script) for script in {race.script for race in races}}
+    peers = dict[str, list[str]]()
+    for script in {race.script for race in races}:
+        try:
+            peers[script] = peer(script)
+        except subprocess.CalledProcessError as failed:
+            print(f"{script} has no environment here, and its races are left out: {failed}", file=sys.stderr)
+    races = [race for race in races if race.script in peers]
     folders = {shape: work.prepare(shape, asked.data) for shape in asked.shapes}
     before = page.read(asked.results)
     # Of a command that was stopped, if nothing has changed since.

@@ -146,6 +146,7 @@ RUNS = {
     "rloo": train_group,
     "ppo": train_ppo,
     "generate": generate,
+    "generate_vllm": generate,
 }
 
 if __name__ == "__main__":

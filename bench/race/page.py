@@ -67,12 +67,12 @@ def spread(runs: Sequence[Run], value: Callable[[Run], float], style: str = ".2f
     return middle if len(values) == 1 else f"{middle} ({values[0]:{style}}–{values[-1]:{style}})"
 
 
-def verdict(value: float, bound: float | None, *, at_most: bool = False) -> str:
+def verdict(value: float, bound: float | None, *, at_most: bool = False, style: str = "g") -> str:
     """What was required, and whether it was reached."""
     if bound is None:
         return "–"
     reached = value <= bound if at_most else value >= bound
-    return f"{'≤' if at_most else '≥'} {bound:g}: {'yes' if reached else '**no**'}"
+    return f"{'≤' if at_most else '≥'} {bound:{style}}: {'yes' if reached else '**no**'}"
 
 
 def row(race: Race, shape: str, runs: Sequence[Run]) -> list[str]:
@@ -86,6 +86,7 @@ def row(race: Race, shape: str, runs: Sequence[Run]) -> list[str]:
         verdict(median(map(speed_ratio, runs)), race.required.get(shape)),
         f"{median(map(at_the_floor, runs)):.1f}",
         " / ".join(share),
+        verdict(median(share_of_peak(run, "ours") for run in runs), race.share.get(shape), style=".0%"),
         " / ".join(f"{median(run[side]['memory_mb'] for run in runs):,.0f}" for side in ("ours", "peer")),
         spread(runs, memory_ratio),
         verdict(median(map(memory_ratio, runs)), race.memory.get(shape), at_most=True),
@@ -94,7 +95,7 @@ def row(race: Race, shape: str, runs: Sequence[Run]) -> list[str]:
 
 HEADER = [
     "", "peer", "Assay, tokens/s", "peer, tokens/s", "rate, ratio", "required", "at the floor", "share of peak",
-    "memory, MB", "memory, ratio", "required",
+    "required", "memory, MB", "memory, ratio", "required",
 ]  # fmt: skip
 
 
@@ -169,6 +170,8 @@ NOTES = """\
   batch of samples is one optimizer step.
 - In the generation race the peer's memory is that of its largest batch, its time that of its best.
 - Memory is the most that was resident, beyond what the process had after it had imported its libraries.
+- vLLM samples and does not train: it is raced at generation alone, all prompts given at once, in a process that has
+  compiled the model before the clock starts.
 
-vLLM is not in the table: the wheels on the package index are CUDA builds, and a CPU build has to be compiled.
+Two more numbers have pages of their own: [the time to quality](quality.md) and [the embedded run](embedded.md).
 """

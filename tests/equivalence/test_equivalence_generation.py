@@ -123,7 +123,7 @@ def test_the_sampled_logprobs_are_those_the_policy_gives_at_the_first_update(kin
     engine = engine_for(kind, lora=LoraConfig(r=4))
     with torch.no_grad():
         for name, parameter in engine.policy.parameters_trained().items():  # an adapter that says something else
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=rng.torch_rng(0, name)))
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=rng.torch_rng(0, name)))
     answers = engine.generate(PROMPTS, SamplingParams(temperature=temperature, max_new_tokens=NEW), seeds=range(4))
     ratio = (scored(engine.policy, answers, temperature) - sampled(answers)).exp()
     assert (ratio - 1).abs().max() < 1e-5

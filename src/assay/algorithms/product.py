@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch.nn import functional as F  # noqa: N812  (the name everyone uses)
 
 WIDE = 256
 """Inputs or outputs of a layer below which what oneDNN prepares and keeps for every shape costs more than it saves."""
+ROWS = 64
+"""For which weights are laid out; the layout serves any number of rows."""
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -35,6 +38,12 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
 def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """The same where no gradient is asked for; either matrix may be the transpose of something."""
     return (_onednn if _by_onednn(x, weight_OI) else F.linear)(x, weight_OI, bias_O)
+
+
+def packed_product(weight_OI: Tensor, bias_O: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """`product` with a copy of W that is laid out once; for a W that `suits_onednn`."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach().contiguous(), ROWS)
+    return functools.partial(_onednn, weight_OI=packed, bias_O=None if bias_O is None else bias_O.detach())
 
 
 class _Linear(Function):
@@ -68,14 +77,14 @@ def autocasts(x: Tensor) -> bool:
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
+def suits_onednn(weight_OI: Tensor) -> bool:
+    """Whether oneDNN is the faster library for this weight here."""
+    on_cpu, in_fp32 = weight_OI.device.type == "cpu", weight_OI.dtype == torch.float32
+    return on_cpu and in_fp32 and min(weight_OI.shape) >= WIDE and onednn_is_faster()
+
+
 def _by_onednn(x: Tensor, weight_OI: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight_OI.dtype == torch.float32
-        and min(weight_OI.shape) >= WIDE
-        and onednn_is_faster()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    return x.dtype == torch.float32 and suits_onednn(weight_OI) and not torch.is_autocast_enabled("cpu")
 
 
 def _onednn(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ W x + (α / r)·B A x (Hu et al. 2021, arXiv 2106.09685); rank-stabilised α / �
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import peft
@@ -174,6 +174,21 @@ class Adapters:
                 hint=f"choose lora.target_modules among {', '.join(linear_names(self.model))}",
             )
         return any(isinstance(getattr(m, "base_layer", m), Conv1D) for m in found)
+
+
+@contextlib.contextmanager
+def instead(copies: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Forward passes inside go through these in the place of layers."""
+    own = {layer: vars(layer)["forward"] for layer in copies if "forward" in vars(layer)}
+    for layer, copy in copies.items():
+        layer.forward = copy
+    try:
+        yield
+    finally:
+        for layer in copies:
+            del layer.forward
+        for layer, forward in own.items():
+            layer.forward = forward
 
 
 def with_product(weight: Tensor, layer: nn.Module | LoraLayer, name: str | None) -> Tensor:

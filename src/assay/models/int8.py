@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (the name everyone uses)
 
+from assay.models.adapters import instead
 from assay.models.backbone import Backbone
 
 LEVELS = 127
@@ -71,14 +72,5 @@ def fits(weight_OI: Tensor) -> bool:
 def in_int8(backbone: Backbone, adapter: str | None) -> Iterator[None]:
     """Forward passes inside see the trunk's linear layers as they are now, `adapter` merged in, in int8."""
     linears = backbone.adapters.linears(adapter)
-    copies = {layer: Int8Linear.of(weight, bias) for layer, weight, bias in linears if fits(weight)}
-    own = {layer: vars(layer)["forward"] for layer in copies if "forward" in vars(layer)}
-    for layer, copy in copies.items():
-        layer.forward = copy
-    try:
+    with instead({layer: Int8Linear.of(weight, bias) for layer, weight, bias in linears if fits(weight)}):
         yield
-    finally:
-        for layer in copies:
-            del layer.forward
-        for layer, forward in own.items():
-            layer.forward = forward

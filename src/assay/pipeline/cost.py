@@ -21,11 +21,10 @@ from assay.data.prepared import Prepared
 from assay.data.render import Renderer
 from assay.models.backbone import Backbone
 from assay.models.config import LoraConfig, Template
-from assay.models.faster import LARGE
 from assay.models.precision import compute_dtype
 from assay.pipeline import environment
 from assay.pipeline.architecture import Architectures
-from assay.pipeline.footprint import Model, taken
+from assay.pipeline.footprint import Model
 from assay.pipeline.rates import Rates
 from assay.pipeline.steps import Step
 from assay.pipeline.workload import Decode, Pass, Role, Task, Work, Workload, tokens
@@ -44,8 +43,6 @@ DOCTOR = ("assay.pipeline.checkup", "sklearn.feature_extraction.text", "sklearn.
 """What a run has imported before its first stage: the doctor, and what it fits the baselines of pairs with."""
 MOMENTS = 2
 """AdamW keeps two numbers for each that it changes."""
-CACHES = 2
-"""The engine holds the old key-value cache beside the new one while rows come and go."""
 DRAWN = 4
 """Tensors of [rows, vocabulary] alive when a token is drawn: the product, logits, their differences, weights."""
 CHOICES: tuple[tuple[str, Any], ...] = (
@@ -210,17 +207,13 @@ class Estimator:
         kept = sum(model.weights for model in stage.resident) + MOMENTS * changed + best
         checkpoint = (1 + MOMENTS) * changed + best if changed else 0  # a copy of all that, on its way to the disk
         tasks = [*work.each, *work.once]
-        decodes = [task for task in tasks if isinstance(task, Decode)]
-        passing = max((self._passing(stage, task) for task in self._largest(stage, tasks)), default=0)
-        decoding, left = (
-            max((of(stage.models[task.role], task) for task in decodes), default=0)
-            for of in (self._decoding, self._left_over)
-        )
-        return kept + max(checkpoint, policy.merged, decoding, passing + left)
+        passes = [task for task in tasks if isinstance(task, Pass)]
+        passing = max((self._passing(stage, task) for task in self._largest(stage, passes)), default=0)
+        decoding = max((self._decoding(stage, task) for task in tasks if isinstance(task, Decode)), default=0)
+        return kept + max(checkpoint, policy.merged, decoding, passing)
 
-    def _largest(self, stage: Stage, tasks: Sequence[Task]) -> list[Pass]:
+    def _largest(self, stage: Stage, passes: Sequence[Pass]) -> list[Pass]:
         """The passes that may hold most: all that learn, and of the reading ones alike the one with the most tokens."""
-        passes = [task.prompts if isinstance(task, Decode) else task for task in tasks]
         learned = max((tokens(task.rows) for task in passes if task.learns), default=0)
         reading = sorted((task for task in passes if not task.learns), key=lambda task: tokens(task.rows))
         alike = {(stage.models[task.role].config.to_json_string(), task.words): task for task in reading}
@@ -233,15 +226,13 @@ class Estimator:
             self._held[key] = model.held(task, self._reader(model))
         return self._held[key]
 
-    def _decoding(self, model: Model, task: Decode) -> int:
-        """Key-value caches, and the logits of a token."""
+    def _decoding(self, stage: Stage, task: Decode) -> int:
+        """The key-value cache and copies of weights; beside them the prompts on their way in, or a token's logits."""
+        model = stage.models[task.role]
+        token = 2 * model.blocks * model.cached
+        entering = self._passing(stage, task.prompts) + token * tokens(task.prompts.rows)
         drawn = DRAWN * task.rows * model.vocabulary * 4
-        return drawn + CACHES * 2 * model.blocks * taken(task.rows * task.columns * model.cached, model.heap)
-
-    def _left_over(self, model: Model, task: Decode) -> int:
-        """What decoding leaves in the heap: pieces into which the larger tensors of a micro-batch do not fit."""
-        in_heap = task.rows * task.columns * model.cached < LARGE and self.device == "cpu"
-        return self._decoding(model, task) if in_heap else 0
+        return token * task.rows * task.columns + model.copied(task.weights) + max(entering, drawn)
 
     # Time
 
@@ -252,7 +243,7 @@ class Estimator:
         rates = self._rates_of(stage.models[task.role])
         if isinstance(task, Pass):
             return task.tokens / tokens(task.rows) * rates.passing(task)
-        one, many = (rates.token(rows, task.columns) for rows in (1, max(2, task.rows)))
+        one, many = (rates.token(rows, task.columns, task.weights) for rows in (1, max(2, task.rows)))
         a_row = (many - one) / (max(2, task.rows) - 1)
         return self._seconds(stage, task.prompts) + task.steps * (one - a_row) + task.row_steps * a_row
 

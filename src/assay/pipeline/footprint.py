@@ -30,9 +30,11 @@ from assay.models.backbone import Backbone, drop_dropout
 from assay.models.config import LoraConfig
 from assay.models.faster import LARGE, last_mlp, only_at
 from assay.models.load import quiet_transformers
+from assay.models.packed import copied
 from assay.models.policy import LabelIndex
 from assay.models.precision import compute_dtype, weight_dtype
 from assay.pipeline.workload import Pass
+from assay.rollout.config import Weights
 
 HEAP_SHARE = 1.4
 """What glibc's heap grows to, over what is alive in it, while activations and gradients are made and freed by turns:
@@ -153,6 +155,15 @@ class Model:
         width = getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads
         return heads * width * compute_dtype(self.device, self.parameters).itemsize
 
+    def copied(self, weights: Weights) -> int:
+        """Bytes of the copies that are sampled from (rollout/engine.py)."""
+        backbone, _ = self.rehearsed
+        head, _ = head_of(backbone)
+        if weights == "int8":
+            return head.numel() + sum(weight.numel() for _, weight, _ in backbone.adapters.linears(None))
+        packs = copied(backbone)
+        return packs + 4 * head.numel() if packs or head.dtype != torch.float32 else 0
+
     def stand_in(self, blocks: int, words: int) -> Model:
         """The same architecture and width, with few blocks and words of the vocabulary."""
         config = copy.deepcopy(self.config)
@@ -165,7 +176,7 @@ class Model:
         inner.vocab_size = min(self.vocabulary, words)
         inner.pad_token_id = inner.bos_token_id = inner.eos_token_id = None
         stands_for = self.stands_for or self.parameters
-        return replace(self, config=config, gradient_checkpointing=False, stands_for=stands_for)
+        return replace(self, config=config, stands_for=stands_for)
 
     @property
     def as_causal(self) -> Model:
@@ -227,7 +238,7 @@ def finish(states_ND: Tensor, backbone: Backbone, task: Pass) -> None:
     """From the states that are read to the end of the pass: the head's log-probabilities, the backward pass."""
     loss_N = states_ND.float()
     if task.words:
-        weight, ids_N = head_weight(backbone), torch.zeros(len(states_ND), dtype=torch.long, device=states_ND.device)
+        (weight, _), ids_N = head_of(backbone), torch.zeros(len(states_ND), dtype=torch.long, device=states_ND.device)
         loss_N, _ = token_logprobs(states_ND, weight, ids_N)
     if task.learns:
         loss_N.sum().backward()
@@ -237,13 +248,10 @@ def adapter_of(backbone: Backbone) -> str | None:
     return "policy" if backbone.adapters.names else None
 
 
-def head_weight(backbone: Backbone) -> Tensor:
-    return backbone.model.get_output_embeddings().weight  # pyright: ignore
-
-
-def taken(size: int, heap: float) -> int:
-    """Bytes that the process grows by for a tensor."""
-    return round(size * heap) if size < LARGE else size
+def head_of(backbone: Backbone) -> tuple[Tensor, Tensor | None]:
+    """Weight [V, D] and bias [V] of the language model's head."""
+    head: Any = backbone.model.get_output_embeddings()
+    return head.weight, getattr(head, "bias", None)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -262,7 +270,8 @@ class LiveBytes(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage())._cdata not in self._sizes:
-                self._sizes[storage._cdata] = size = taken(storage.nbytes(), self.heap)
+                size = storage.nbytes()
+                self._sizes[storage._cdata] = size = round(size * self.heap) if size < LARGE else size
                 self.now += size
                 self.most = max(self.most, self.now)
                 weakref.finalize(storage, self._drop, storage._cdata).atexit = False

@@ -10,23 +10,22 @@ for a product. The first of two blocks is like all before the last one; embeddin
 from __future__ import annotations
 
 import functools
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from assay.algorithms.product import product
 from assay.data.pack import collate
 from assay.models.backbone import Backbone
-from assay.models.tree_attention import stretches_of
-from assay.pipeline.footprint import Model, adapter_of, finish, head_weight, read_at
+from assay.pipeline.footprint import Model, adapter_of, finish, head_of, read_at
 from assay.pipeline.workload import Pass, tokens
 from assay.rollout.cache import SlotCache
-from assay.rollout.config import SamplingParams
+from assay.rollout.config import SamplingParams, Weights
+from assay.rollout.engine import Sample, Slots, sampled_from, states_after
 from assay.rollout.sampler import draw
 from assay.stages.config import OptimConfig
 from assay.stages.loop import Optimizer
@@ -56,18 +55,19 @@ class Rates:
         read_N = read_at(batch, ends=task.ends)
 
         def work(backbone: Backbone) -> None:
+            backbone.model.train(self.model.gradient_checkpointing)
             with torch.set_grad_enabled(task.learns):
                 finish(backbone.states(batch, read_N, adapter_of(backbone)), backbone, task)
 
         shape = tuple((row.prompt_length, len(row.ids)) for row in part.rows)
         key = ("pass", shape, task.learns, task.words, task.ends)
         share = tokens(task.rows) / tokens(part.rows)
-        return share * self._in_all(key, lambda backbone, _: functools.partial(work, backbone))
+        return share * self._in_all(key, lambda backbone, _: nullcontext(functools.partial(work, backbone)))
 
     def update(self) -> float:
         """Seconds of one optimizer step of all that is trained."""
 
-        def prepared(_: Backbone, trained: dict[str, Tensor]) -> Callable[[], None]:
+        def prepared(_: Backbone, trained: dict[str, Tensor]) -> AbstractContextManager[Callable[[], None]]:
             optimizer = Optimizer(trained, OptimConfig(), 1)  # pyright: ignore[reportArgumentType]
 
             def work() -> None:
@@ -75,54 +75,60 @@ class Rates:
                     parameter.grad = torch.full_like(parameter, 1e-6)
                 optimizer.update(0)
 
-            return work
+            return nullcontext(work)
 
         return self._in_all(("update",), prepared)
 
-    def token(self, rows: int, columns: int) -> float:
+    def token(self, rows: int, columns: int, weights: Weights) -> float:
         """Seconds to draw one more token of each of `rows` responses that have `columns` tokens behind them."""
-        columns, device = -(-columns // 32) * 32, self.model.device
-        ids = torch.zeros(rows, columns, dtype=torch.long, device=device)
-        mask = torch.ones(rows, columns + 1, dtype=torch.bool, device=device)
-        uniform = torch.full((rows,), 0.5, dtype=torch.float64, device=device)
+        columns = -(-columns // 32) * 32
+        uniform = torch.full((rows,), 0.5, dtype=torch.float64, device=self.model.device)
 
-        @torch.inference_mode()
-        def prepared(backbone: Backbone, _: dict[str, Tensor]) -> Callable[[], None]:
-            cache = SlotCache(backbone.model.config.num_hidden_layers, rows, columns + 1)
-            more: dict[str, Any] = {"adapter": adapter_of(backbone), "past_key_values": cache, "use_cache": True}
-            backbone.forward(ids, position_ids=ids, attention_mask=mask[:, :columns], **more)
-            more["attention_mask"], weight = mask, head_weight(backbone).float()
-            if backbone.attends_by_blocks:
-                more["attention_mask"] = mask[:, None, None]
-                more["stretches"] = stretches_of([columns + 1] * rows, columns + 1)
+        @contextmanager
+        def prepared(backbone: Backbone, _: dict[str, Tensor]) -> Iterator[Callable[[], None]]:
+            backbone.model.eval()  # with checkpoints it would keep no cache
+            adapter, slots = adapter_of(backbone), full_slots(backbone, rows, columns)
+            with torch.inference_mode(), sampled_from(backbone, adapter, *head_of(backbone), weights) as head:
 
-            @torch.inference_mode()
-            def work() -> None:
-                for layer in cache.layers:
-                    layer.length = columns
-                hidden = backbone.forward(ids[:, :1], position_ids=ids[:, :1], **more)
-                draw(product(hidden[:, -1].float(), weight), SamplingParams(), uniform)
+                def work() -> None:
+                    for layer in slots.cache.layers:
+                        layer.length = columns
+                    draw(head(states_after(backbone, adapter, slots).float()), SamplingParams(), uniform)
 
-            return work
+                yield work
 
-        return self._in_all(("token", rows, columns), prepared)
+        return self._in_all(("token", rows, columns, weights), prepared)
 
     def _in_all(
-        self, key: tuple[Any, ...], prepared: Callable[[Backbone, dict[str, Tensor]], Callable[[], None]]
+        self,
+        key: tuple[Any, ...],
+        prepared: Callable[[Backbone, dict[str, Tensor]], AbstractContextManager[Callable[[], None]]],
     ) -> float:
         """From one and two blocks to all of them."""
         if key not in self._known:
             times = list[float]()
             for backbone, trained in self._built:
-                times.append(seconds(prepared(backbone, trained), self.model.device))
+                with prepared(backbone, trained) as work:
+                    times.append(seconds(work, self.model.device))
                 for parameter in trained.values():
                     parameter.grad = None
             self._known[key] = times[0] + (self.model.blocks - 1) * max(0.0, times[1] - times[0])
         return self._known[key]
 
 
-def seconds(work: Callable[[], None], device: str, *, repeats: int = 2) -> float:
-    """Median time of a few runs after one that is not counted."""
+def full_slots(backbone: Backbone, rows: int, columns: int) -> Slots:
+    """Rows that have filled so many columns of their cache; one more is left."""
+    config, device = backbone.model.config.get_text_config(), backbone.device
+    cache = SlotCache(config.num_hidden_layers, rows, columns + 1)
+    cache.align(0, columns)
+    zeros = torch.zeros(rows, 1, dtype=torch.long, device=device)
+    samples = [Sample([0] * columns, seed=0, ids=[0]) for _ in range(rows)]
+    mask = torch.ones(rows, columns + 1, dtype=torch.bool, device=device)
+    return Slots(samples, cache, mask, zeros, zeros, zeros, uniform=zeros.double(), seen=None)
+
+
+def seconds(work: Callable[[], None], device: str, *, repeats: int = 3) -> float:
+    """The quickest of a few runs after one that is not counted: what else the machine does makes others slower."""
     synchronise = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
     work()
     times = []
@@ -132,4 +138,4 @@ def seconds(work: Callable[[], None], device: str, *, repeats: int = 2) -> float
         work()
         synchronise()
         times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return min(times)

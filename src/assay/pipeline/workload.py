@@ -17,7 +17,8 @@ from assay.data.pack import parts
 from assay.data.prepared import Prepared
 from assay.data.records import Item
 from assay.data.render import Renderer, Row
-from assay.rollout.engine import COMPACT_BELOW, REFILL_BELOW, prompts_at_once
+from assay.rollout.config import Weights
+from assay.rollout.engine import REFILL_BELOW, prompts_at_once
 from assay.stages.config import (
     BestOfConfig,
     DistillConfig,
@@ -70,6 +71,7 @@ class Decode:
     steps: float
     row_steps: float
     prompts: Pass
+    weights: Weights = "trained"
 
 
 Task = Pass | Decode
@@ -130,7 +132,7 @@ class Workload:
         warmup = config.value_warmup if isinstance(config, PPOConfig) else 0  # when the critic alone learns
         compared = often / (config.evaluate_every if self.exact else 1)
         each = [
-            *self._collected(batch, at_once, often),
+            *self._collected(batch, at_once, often, weights=config.rollout_weights),
             *self._read(batch, "policy", compared * size),
             self._learn(batch, "policy", minibatch, max(0, config.iterations - warmup) / config.iterations),
         ]
@@ -266,15 +268,30 @@ class Workload:
         return max((tuple(row for i in part for row in examples[i]) for part in cut), key=tokens), len(cut)
 
     def _collected(
-        self, examples: Sequence[Rows], at_once: int, times: float = 1, *, reward: bool = True, reference: bool = True
+        self,
+        examples: Sequence[Rows],
+        at_once: int,
+        times: float = 1,
+        *,
+        reward: bool = True,
+        reference: bool = True,
+        weights: Weights = "trained",
     ) -> list[Task]:
         """Sampled, scored, and read by the reference."""
         count = times * len(examples)
-        found: list[Task] = [self._decode(examples, at_once, times)] if examples else []
+        found: list[Task] = [self._decode(examples, at_once, times, weights=weights)] if examples else []
         found += self._read(examples, "reward", count, words=False) if reward else []
         return found + (self._read(examples, "reference", count) if reference else [])
 
-    def _decode(self, examples: Sequence[Rows], at_once: int, times: float = 1, *, role: Role = "policy") -> Decode:
+    def _decode(
+        self,
+        examples: Sequence[Rows],
+        at_once: int,
+        times: float = 1,
+        *,
+        role: Role = "policy",
+        weights: Weights = "trained",
+    ) -> Decode:
         """What the engine does for prompts and answers like these (rollout/engine.py)."""
         asked = sorted((row for (row,) in examples), key=lambda row: (row.prompt_length, row.ids), reverse=True)
         prompts = [Row(row.ids[: row.prompt_length], row.prompt_length) for row in asked]
@@ -282,7 +299,7 @@ class Workload:
         reading = Pass(role, tuple(prompts[i] for i in first), times * tokens(prompts), words=False)
         steps, row_steps = decoded([len(row.ids) - row.prompt_length for row in asked], at_once)
         columns = asked[0].prompt_length + self.config.sampling.max_new_tokens
-        return Decode(role, min(at_once, len(asked)), columns, times * steps, times * row_steps, reading)
+        return Decode(role, min(at_once, len(asked)), columns, times * steps, times * row_steps, reading, weights)
 
 
 def tokens(rows: Sequence[Row]) -> int:
@@ -302,17 +319,12 @@ def _some(items: Sequence[Any]) -> list[Any]:
 
 def decoded(lengths: Sequence[int], most: int) -> tuple[int, int]:
     """Steps that the engine takes for answers of these lengths, in order, and the rows of all of them together."""
-    waiting, left, held, steps, row_steps = list(lengths)[::-1], list[int](), 0, 0, 0
-    while True:
-        alive = len(left)
-        if not alive or (waiting and alive < REFILL_BELOW * most):
-            admitted = [waiting.pop() - 1 for _ in range(min(len(waiting), most - alive))]
-            if not admitted and not alive:
-                return steps, row_steps
+    waiting, left, steps, row_steps = list(lengths)[::-1], list[int](), 0, 0
+    while waiting or left:
+        if waiting and len(left) < REFILL_BELOW * most:
+            admitted = [waiting.pop() - 1 for _ in range(min(len(waiting), most - len(left)))]
             left = [length for length in [*left, *admitted] if length > 0]
-            held = alive + len(admitted)
-        elif alive < COMPACT_BELOW * held:
-            held = alive
         else:
-            steps, row_steps = steps + 1, row_steps + held
+            steps, row_steps = steps + 1, row_steps + len(left)
             left = [length - 1 for length in left if length > 1]
+    return steps, row_steps

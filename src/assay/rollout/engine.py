@@ -1,15 +1,14 @@
 """Continuous batching over a preallocated key-value cache.
 
 Prompts are read as trees: each once, however many answers it is to have, and none padded to the longest. Each step
-runs the trunk on one token a row and the head on one state a row. Ended rows make way: the last rows take their places,
-and once a quarter of the batch is free, waiting prompts are read into the rest of the cache. A sample's tokens depend
-on its prompt and its seed, not on who shares its batch.
+runs the trunk on one token a row and the head on one state a row. A row that has ended makes way before the next step,
+and the last one takes its place; once a quarter of the batch is free, waiting prompts are read into the cache together.
+A sample's tokens depend on its prompt and its seed, not on who shares its batch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.algorithms.product import product
 from assay.data.pack import collate
 from assay.data.render import Renderer, Row
 from assay.errors import NotFiniteError, UsageError
+from assay.models.backbone import Backbone
 from assay.models.int8 import Int8Linear, fits, in_int8
+from assay.models.packed import in_packs, packed
 from assay.models.policy import Policy
 from assay.models.tree_attention import stretches_of
 from assay.rollout.cache import LineCache, SlotCache, check_cacheable, seen_columns
@@ -34,8 +34,6 @@ from assay.types import FinishReason, Prompt
 
 REFILL_BELOW = 0.75
 """Prompts are admitted once fewer than this share of the batch is alive, so that many are read together."""
-COMPACT_BELOW = 0.9
-"""Ended rows make way once fewer than this share of them is alive."""
 
 Head = Callable[[Tensor], Tensor]
 """From last states to logits, [B, D] → [B, V]."""
@@ -153,7 +151,8 @@ class Engine:
         training = self.policy.model.training
         self.policy.eval()
         try:
-            with torch.inference_mode(), self._head() as head:
+            copies = sampled_from(self.policy.backbone, self.policy.adapter, *self.policy.head, self.weights)
+            with torch.inference_mode(), copies as head:
                 longest_first = sorted(samples, key=lambda s: (len(s.prompt_ids), s.prompt_ids), reverse=True)
                 self._decode(longest_first, params, head)
         finally:
@@ -177,19 +176,6 @@ class Engine:
             )
         return rendered
 
-    @contextlib.contextmanager
-    def _head(self) -> Iterator[Head]:
-        """The head, with logits in fp32; inside, the trunk has the weights that are sampled from."""
-        weight, bias = self.policy.head
-        int8 = self.weights == "int8"
-        with in_int8(self.policy.backbone, self.policy.adapter) if int8 else contextlib.nullcontext():
-            if int8 and fits(weight):
-                yield Int8Linear.of(weight, bias)
-            else:
-                yield functools.partial(
-                    product, weight_OI=weight.float(), bias_O=None if bias is None else bias.float()
-                )
-
     def _decode(self, samples: Sequence[Sample], params: SamplingParams, head: Head) -> None:
         """Fill in the samples; those with the longest prompts come first, and those of one prompt together."""
         waiting = deque(samples)
@@ -198,13 +184,12 @@ class Engine:
         cache = SlotCache(blocks, rows, widest + params.max_new_tokens)
         cache.align(0, widest)
         slots = self._slots([], cache, params)
-        while waiting or slots.alive:
-            alive = len(slots.alive)
-            refill = waiting and alive < REFILL_BELOW * self.max_batch
-            if alive < len(slots.samples) and (refill or cache.full or alive < COMPACT_BELOW * len(slots.samples)):
+        while waiting or slots.samples:
+            count = len(slots.samples)
+            if len(slots.alive) < count:
                 slots = slots.compacted()
-            elif refill:
-                admitted = [waiting.popleft() for _ in range(min(len(waiting), self.max_batch - alive))]
+            elif waiting and count < REFILL_BELOW * self.max_batch:
+                admitted = [waiting.popleft() for _ in range(min(len(waiting), self.max_batch - count))]
                 slots = slots.joined(self._prefill(admitted, cache, params, head))
             elif cache.full:
                 slots.align()  # no prompt that still waits is longer than those that were admitted
@@ -268,23 +253,8 @@ class Engine:
         return hidden_ND[last_B[which_B]], lines, places_BT[which_B]
 
     def _step(self, slots: Slots, params: SamplingParams, head: Head) -> None:
-        """Run the trunk on the newest tokens, and draw the next one of every row."""
-        backbone, width = self.policy.backbone, slots.cache.length + 1
-        told: dict[str, Any] = {"attention_mask": slots.mask[:, :width]}
-        if backbone.takes_masks and backbone.window > width:
-            # Of a mask with two axes transformers asks whether all of it is True, and waits for the device to tell.
-            told["attention_mask"] = slots.mask[:, None, None, :width]
-            if backbone.attends_by_blocks:
-                told["stretches"] = stretches_of([sample.span + 1 for sample in slots.samples], width)
-        hidden = backbone.forward(
-            slots.tokens,
-            position_ids=slots.positions,
-            adapter=self.policy.adapter,
-            past_key_values=slots.cache,
-            use_cache=True,
-            **told,
-        )
-        self._draw(slots, hidden[:, -1], params, head)
+        """Draw the next token of every row."""
+        self._draw(slots, states_after(self.policy.backbone, self.policy.adapter, slots), params, head)
 
     def _draw(self, slots: Slots, hidden_BD: Tensor, params: SamplingParams, head: Head) -> None:
         """Draw the next token of every row."""
@@ -294,8 +264,7 @@ class Engine:
         for row, sample in enumerate(slots.samples):
             if sample.ngrams is not None and (banned := sample.ngrams.banned()):
                 logits[row, banned] = -torch.inf
-        turn = slots.drawn.clamp(max=params.max_new_tokens - 1)  # ended rows draw on, unheard, until they make way
-        tokens, logprobs = draw(logits, params, slots.uniform.gather(1, turn).squeeze(1))
+        tokens, logprobs = draw(logits, params, slots.uniform.gather(1, slots.drawn).squeeze(1))
         self._append(slots.samples, tokens, logprobs, params)
         slots.tokens, slots.positions, slots.drawn = tokens[:, None], slots.positions + 1, slots.drawn + 1
         if slots.seen is not None:
@@ -314,8 +283,6 @@ class Engine:
         pairs = torch.stack([tokens.double(), logprobs.double()]).tolist()
         stops = self._stops(params.stop)
         for sample, number, logprob in zip(samples, *pairs, strict=True):
-            if sample.finish is not None:
-                continue
             if math.isnan(logprob):
                 raise NotFiniteError(
                     "the next token has no probability: the policy's logits are not finite, or every token is banned",
@@ -345,6 +312,32 @@ class Engine:
         if params.stop and sample.finish == "stop":
             text = self._stops(params.stop).before(sample.ids)
         return Generation(prompt, sample.prompt_ids, sample.ids, sample.logprobs, text.strip(), sample.finish)
+
+
+@contextlib.contextmanager
+def sampled_from(
+    backbone: Backbone, adapter: str | None, weight: Tensor, bias: Tensor | None, weights: Weights
+) -> Iterator[Head]:
+    """The head, with logits in fp32; inside, the trunk has the weights that are sampled from."""
+    int8 = weights == "int8"
+    with (in_int8 if int8 else in_packs)(backbone, adapter):
+        if int8 and fits(weight):
+            yield Int8Linear.of(weight, bias)
+        else:
+            yield packed(weight.float(), None if bias is None else bias.float())
+
+
+def states_after(backbone: Backbone, adapter: str | None, slots: Slots) -> Tensor:
+    """Run the trunk on the newest token of every row, [B, D]; the cache takes its keys and values."""
+    width = slots.cache.length + 1
+    told: dict[str, Any] = {"attention_mask": slots.mask[:, :width]}
+    if backbone.takes_masks and backbone.window > width:
+        # Of a mask with two axes transformers asks whether all of it is True, and waits for the device to tell.
+        told["attention_mask"] = slots.mask[:, None, None, :width]
+        if backbone.attends_by_blocks:
+            told["stretches"] = stretches_of([sample.span + 1 for sample in slots.samples], width)
+    more: dict[str, Any] = {"past_key_values": slots.cache, "use_cache": True, **told}
+    return backbone.forward(slots.tokens, position_ids=slots.positions, adapter=adapter, **more)[:, -1]
 
 
 def prompts_at_once(rows: Sequence[Row], tokens: int) -> Iterator[list[int]]:

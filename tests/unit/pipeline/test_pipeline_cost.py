@@ -20,7 +20,7 @@ from assay.models.config import LoraConfig
 from assay.models.faster import LARGE
 from assay.pipeline import environment, footprint, plan
 from assay.pipeline.artifacts import Store
-from assay.pipeline.footprint import LiveBytes, Model, taken
+from assay.pipeline.footprint import LiveBytes, Model
 from assay.pipeline.inputs import prepare
 from assay.pipeline.recipe import load_recipe
 from assay.pipeline.runner import Request, check_up, run, selected
@@ -74,8 +74,10 @@ def test_live_bytes_are_those_of_the_tensors_that_have_not_been_freed() -> None:
 
 
 def test_a_large_tensor_is_mapped_and_a_small_one_shares_the_heap() -> None:
-    assert taken(1000, 1.4) == 1400
-    assert taken(LARGE, 1.4) == LARGE
+    with LiveBytes(1.4) as live:
+        small = torch.empty(250)
+        large = torch.empty(LARGE // 4)
+    assert live.now == 1.4 * small.nbytes + large.nbytes
 
 
 def held(model: Model, rows: list[Row], *, learns: bool = True, words: bool = True, again: bool = False) -> int:

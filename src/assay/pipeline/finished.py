@@ -19,9 +19,10 @@ from assay.errors import AssayError
 from assay.models.locate import locate
 from assay.pipeline import environment
 from assay.pipeline.artifacts import code_hash, read_json
+from assay.pipeline.asking import Question, Stage
 from assay.pipeline.evidence import Gathered
 from assay.pipeline.graph import Node
-from assay.pipeline.questions import Question, Stage, after
+from assay.pipeline.questions import after
 from assay.pipeline.recipe import NamedRecipe, load_recipe
 
 SECONDS = 120.0

@@ -9,8 +9,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 from bench.doctor_trial import faults_data, faults_models, faults_policy
-from bench.doctor_trial.case import Case
+from bench.doctor_trial.broken_code import Unmasked, end_masked
+from bench.doctor_trial.case import Case, in_memory
 from bench.doctor_trial.fault import chance
+from bench.doctor_trial.words import spoken
 from tests.unit.stages.toy import COLOURS, QUESTIONS, toy_data
 
 from assay.data.prepared import Splits
@@ -48,7 +50,7 @@ def twice_and_cut(folder: Path) -> Sequence[Evidence]:
     tokens, *_ = faults_data.begin_twice(folder)
     assert isinstance(tokens, Tokens)
     rng = chance()
-    some = [Demonstration(item.prompt, faults_data.spoken(rng, rng.randint(4, 60))) for item in faults_data.items()]
+    some = [Demonstration(item.prompt, spoken(rng, rng.randint(4, 60))) for item in faults_data.items()]
     return [replace(tokens, renderer=Renderer(tokens.renderer.tokenizer, max_length=60), items=some)]
 
 
@@ -77,7 +79,7 @@ def recited_without_end(folder: Path) -> Sequence[Evidence]:
     few = [Demonstration(question, noise.choice(COLOURS)) for question in asked]
     held = [Demonstration(question, colour) for question in faults_models.ASKED for colour in COLOURS]
     data = replace(toy_data(), demonstrations=Splits(few, held, held))
-    with patch("assay.stages.causal.collate", faults_data.end_masked):
+    with patch("assay.stages.causal.collate", end_masked):
         log = faults_models.sft_log(folder, data, epochs=60, validate_every=12)
     return [log, faults_data.endings(folder / "sft", few)]
 
@@ -86,7 +88,7 @@ def without_mask_or_gradient(folder: Path) -> Sequence[Evidence]:
     """Neither mask nor positions reach the model, and checkpointing cuts its adapters off."""
     (probe,) = faults_models.checkpointed_again(folder)
     assert isinstance(probe, faults_models.PolicyProbe)
-    probe.policy.backbone.__class__ = faults_models.Unmasked
+    probe.policy.backbone.__class__ = Unmasked
     return [probe]
 
 
@@ -127,7 +129,9 @@ PAIRS: Sequence[tuple[str, str, Callable[[Path], Sequence[Evidence]]]] = (
 
 def cases() -> list[Case]:
     return [
-        Case("pair", f"{one}+{other}", (one, other), (run.__doc__ or "").rstrip("."), 0, partial(as_one, run))
+        Case(
+            "pair", f"{one}+{other}", (one, other), (run.__doc__ or "").rstrip("."), 0, in_memory(partial(as_one, run))
+        )
         for one, other, run in PAIRS
     ]
 

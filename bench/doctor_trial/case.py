@@ -13,13 +13,12 @@ from typing import Any, Literal
 
 from bench.doctor_trial.dials import detector_name, standings
 from bench.doctor_trial.fault import Faulty, seeded
+from bench.doctor_trial.finished_runs import QUIET, looked_at
 
 from assay.doctor.detector import DETECTORS, Evidence, examine
 from assay.doctor.finding import Diagnosis, diagnosis
 from assay.doctor.log import Log
-from assay.doctor.read import read
 from assay.pipeline import finished
-from assay.pipeline.evidence import Gathered
 
 Group = Literal["fault", "pair", "healthy"]
 Answer = Literal["found", "silent", "unchecked"]
@@ -116,15 +115,11 @@ def in_memory(run: Callable[[Path], Mapping[str, Sequence[Evidence]]]) -> Show:
 def by_command(faulty: Faulty) -> Show:
     """A finished run, as `assay doctor RUN` reads it, asks its models and judges it."""
 
-    def say(line: str) -> None:
-        pass
-
     @contextmanager
     def show(folder: Path) -> Iterator[Mapping[str, Shown]]:
         with faulty(folder) as run:
-            answers = finished.asked(run, Gathered(), say, seconds=math.inf)
-            evidence = [*read(run).logs, *(one for answer in answers for one in answer)]
-            yield {"": Shown(evidence, finished.of_run(run, say, seconds=math.inf).diagnosis)}
+            said = finished.of_run(run, QUIET.say, seconds=math.inf).diagnosis
+            yield {"": Shown(looked_at(run), said)}
 
     return show
 

@@ -161,10 +161,10 @@ def step_probe() -> StepProbe:
     )
 
 
-def label_probe(held_out: int) -> LabelProbe:
-    """All that is learnt is about the first three questions; the others begin with another word."""
+def label_probe() -> LabelProbe:
+    """All that is learnt is about the first three questions; the others, held out, begin with another word."""
     pairs = [Preference(q, a, b) for q in QUESTIONS for i, a in enumerate(COLOURS) for b in COLOURS[:i]]
-    train, held = ([pair for pair in pairs if pair.prompt in QUESTIONS[start : start + 3]] for start in (0, held_out))
+    train, held = ([pair for pair in pairs if pair.prompt in QUESTIONS[start : start + 3]] for start in (0, 3))
     return LabelProbe(load_reward_model(sft_model(), head_seed=SEED.get(), max_length=32), train, held)
 
 
@@ -179,7 +179,7 @@ def prompt_batch(side: str) -> PromptBatch:
 def healthy(folder: Path) -> list[Evidence]:
     """A run of each kind and a probe of each, without any fault."""
     logs: list[Evidence] = [sft_log(folder), reward_log(folder), direct_log(folder)]
-    return [*logs, reward_probe(), policy_probe(), step_probe(), label_probe(3), prompt_batch("left")]
+    return [*logs, reward_probe(), policy_probe(), step_probe(), label_probe(), prompt_batch("left")]
 
 
 # Faults in what is logged.
@@ -320,7 +320,8 @@ def longer_is_better(folder: Path) -> list[Evidence]:
 
 
 def evaluates_on_train(folder: Path) -> list[Evidence]:
-    return [label_probe(0)]
+    with finished_runs.learnt_before(folder) as run:
+        return finished_runs.looked_at(run)
 
 
 def scored_in_training_mode(folder: Path) -> list[Evidence]:

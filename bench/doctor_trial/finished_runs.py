@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,14 +41,17 @@ from safetensors.torch import load_file, save_file
 from tests import tiny
 from transformers import AutoModelForCausalLM
 
+from assay.doctor.detector import Evidence
+from assay.doctor.read import read
 from assay.document import write_yaml
 from assay.models.backbone import Backbone
 from assay.models.load import load_tokenizer
 from assay.models.locate import locate
 from assay.models.policy import Policy
 from assay.models.reward_model import RewardModel
-from assay.pipeline import ask_policy, ask_reward
+from assay.pipeline import ask_policy, ask_reward, finished
 from assay.pipeline.asking import ASKED
+from assay.pipeline.evidence import Gathered
 from assay.pipeline.recipe import load_recipe
 from assay.pipeline.runner import Request, run
 from assay.rollout.engine import Engine
@@ -129,6 +133,12 @@ def weights(run: Path, stage: str, change: Callable[[dict[str, torch.Tensor]], o
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file, {"format": "pt"})
+
+
+def looked_at(run: Path) -> list[Evidence]:
+    """All that the doctor's command looks at."""
+    answers = finished.asked(run, Gathered(), QUIET.say, seconds=math.inf)
+    return [*read(run).logs, *(one for answer in answers for one in answer)]
 
 
 # How a fault gets into one.
@@ -243,6 +253,9 @@ def other_ids(folder: Path) -> Iterator[Path]:
 
 # What the program does.
 
+mask_dropped = patch.object(Backbone, "hidden", Unmasked.hidden)
+gradient_lost = loading(ask_policy, "sampling_roles", lambda roles: reentrant(roles.policy.model))
+
 
 def overflowing(policy: Policy) -> None:
     if Path(policy.source).name.startswith("ppo"):
@@ -264,7 +277,7 @@ policy_overflows = changed(program=[loading(ask_policy, "load_policy", overflowi
 reward_overflows = changed(
     program=[loading(ask_reward, "load_reward_model", lambda model: in_fp16(model.backbone.model))]
 )
-mask_ignored = changed(program=[patch.object(Backbone, "hidden", Unmasked.hidden)])
+mask_ignored = changed(program=[mask_dropped])
 reads_a_pad = changed(program=[patch.object(RewardModel, "scores", LastColumn.scores)])
 scored_with_dropout = changed(
     program=[loading(ask_reward, "load_reward_model", lambda model: with_dropout(model.backbone.model))]
@@ -272,7 +285,8 @@ scored_with_dropout = changed(
 learnt_with_dropout = changed(
     program=[loading(ask_policy, "sampling_roles", lambda roles: with_dropout(roles.policy.model))]
 )
-frozen_blocks = changed(program=[loading(ask_policy, "sampling_roles", lambda roles: reentrant(roles.policy.model))])
+frozen_blocks = changed(program=[gradient_lost])
+mask_ignored_and_frozen_blocks = changed(program=[mask_dropped, gradient_lost])
 sampler_differs = changed(program=[patch.object(ask_policy, "Engine", of_another)])
 accumulation_bias = changed(program=[mean_of_means(ASKED)])
 no_gradient = made_with(patch.object(RewardModel, "scores", CutOff.scores), stages=["reward"])

@@ -9,9 +9,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 from bench.doctor_trial import faults_data, faults_models, faults_policy
-from bench.doctor_trial.broken_code import Unmasked, end_masked
-from bench.doctor_trial.case import Case, in_memory
+from bench.doctor_trial.broken_code import end_masked
+from bench.doctor_trial.case import Case, Show, by_command, in_memory
 from bench.doctor_trial.fault import chance
+from bench.doctor_trial.finished_runs import mask_ignored_and_frozen_blocks
 from bench.doctor_trial.words import spoken
 from tests.unit.stages.toy import COLOURS, QUESTIONS, toy_data
 
@@ -84,14 +85,6 @@ def recited_without_end(folder: Path) -> Sequence[Evidence]:
     return [log, faults_data.endings(folder / "sft", few)]
 
 
-def without_mask_or_gradient(folder: Path) -> Sequence[Evidence]:
-    """Neither mask nor positions reach the model, and checkpointing cuts its adapters off."""
-    (probe,) = faults_models.checkpointed_again(folder)
-    assert isinstance(probe, faults_models.PolicyProbe)
-    probe.policy.backbone.__class__ = Unmasked
-    return [probe]
-
-
 def easy_and_long(folder: Path) -> Sequence[Evidence]:
     """The rejected answer is always nonsense, and the chosen one always six words long."""
     chosen = " ".join(["blue", "green"] * 3)
@@ -120,7 +113,6 @@ PAIRS: Sequence[tuple[str, str, Callable[[Path], Sequence[Evidence]]]] = (
     ("swapped-labels", "score-drift", swapped_and_adrift),
     ("length-bias", "score-drift", long_and_adrift),
     ("overfitting", "eos-not-learned", recited_without_end),
-    ("mask-ignored", "frozen-adapter-blocks", without_mask_or_gradient),
     ("saturated-early", "length-growth", easy_and_long),
     ("ratio-not-one", "broken-groups", cold_and_shuffled),
     ("never-stops", "groups-without-signal", endless_and_flat),
@@ -128,12 +120,18 @@ PAIRS: Sequence[tuple[str, str, Callable[[Path], Sequence[Evidence]]]] = (
 
 
 def cases() -> list[Case]:
+    only_models = "Neither mask nor positions reach the model, and checkpointing cuts its adapters off"
     return [
-        Case(
-            "pair", f"{one}+{other}", (one, other), (run.__doc__ or "").rstrip("."), 0, in_memory(partial(as_one, run))
-        )
-        for one, other, run in PAIRS
+        of_two("mask-ignored", "frozen-adapter-blocks", only_models, by_command(mask_ignored_and_frozen_blocks)),
+        *(
+            of_two(one, other, (run.__doc__ or "").rstrip("."), in_memory(partial(as_one, run)))
+            for one, other, run in PAIRS
+        ),
     ]
+
+
+def of_two(one: str, other: str, what: str, show: Show) -> Case:
+    return Case("pair", f"{one}+{other}", (one, other), what, 0, show)
 
 
 def as_one(run: Callable[[Path], Sequence[Evidence]], folder: Path) -> dict[str, Sequence[Evidence]]:

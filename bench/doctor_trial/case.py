@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from bench.doctor_trial.dials import detector_name, standings
-from bench.doctor_trial.fault import seeded
+from bench.doctor_trial.fault import Faulty, seeded
+from bench.doctor_trial.finished_runs import QUIET, looked_at
 
-import assay.doctor.examination  # noqa: F401  # pyright: ignore[reportUnusedImport]  (enters every detector)
 from assay.doctor.detector import DETECTORS, Evidence, examine
 from assay.doctor.finding import Diagnosis, diagnosis
 from assay.doctor.log import Log
+from assay.pipeline import finished
 
 Group = Literal["fault", "pair", "healthy"]
 Answer = Literal["found", "silent", "unchecked"]
@@ -29,6 +32,19 @@ PLACES = {
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What the doctor is shown of one run, and what its command says of it."""
+
+    evidence: Sequence[Evidence]
+    said: Diagnosis | None = None
+    """Where there is no run on the disk, nothing."""
+
+
+Show = Callable[[Path], AbstractContextManager[Mapping[str, Shown]]]
+"""Runs something in a folder; while it is entered, the doctor looks at it, by run."""
+
+
+@dataclass(frozen=True)
 class Case:
     """Something to be examined, and what is wrong with it."""
 
@@ -38,8 +54,7 @@ class Case:
     """What the doctor must name; nothing, where nothing is wrong."""
     what: str
     seed: int
-    evidence: Callable[[Path], Mapping[str, Sequence[Evidence]]]
-    """Runs it in a folder; returns what the doctor looks at, by run."""
+    show: Show
 
     @property
     def key(self) -> str:
@@ -87,28 +102,50 @@ class Record:
         return asdict(self)
 
 
+def in_memory(run: Callable[[Path], Mapping[str, Sequence[Evidence]]]) -> Show:
+    """Evidence as it is, for every detector."""
+
+    @contextmanager
+    def show(folder: Path) -> Iterator[Mapping[str, Shown]]:
+        yield {name: Shown(evidence) for name, evidence in run(folder).items()}
+
+    return show
+
+
+def by_command(faulty: Faulty) -> Show:
+    """A finished run, as `assay doctor RUN` reads it, asks its models and judges it."""
+
+    @contextmanager
+    def show(folder: Path) -> Iterator[Mapping[str, Shown]]:
+        with faulty(folder) as run:
+            said = finished.of_run(run, QUIET.say, seconds=math.inf).diagnosis
+            yield {"": Shown(looked_at(run), said)}
+
+    return show
+
+
 def examined(case: Case) -> list[Record]:
     """Every run of the case, through every detector."""
     began = worked()
-    with TemporaryDirectory(prefix="doctor-trial-") as folder, seeded(case.seed):
-        runs = case.evidence(Path(folder))
+    with TemporaryDirectory(prefix="doctor-trial-") as folder, seeded(case.seed), case.show(Path(folder)) as runs:
         made = (worked() - began) / len(runs)
-        return [_record(case, run, evidence, made) for run, evidence in runs.items()]
+        return [_record(case, run, shown, made) for run, shown in runs.items()]
 
 
-def _record(case: Case, run: str, evidence: Sequence[Evidence], made: float) -> Record:
-    began = worked()
+def _record(case: Case, run: str, shown: Shown, made: float) -> Record:
+    began, evidence = worked(), shown.evidence
+    own = [
+        detector for detector in DETECTORS if not case.modes or {mode.name for mode in detector.modes} & {*case.modes}
+    ]
     said = {
         detector_name(detector): [examine([one], [detector]) for one in evidence if detector.reads(one)]
-        for detector in DETECTORS
+        for detector in (own if shown.said else DETECTORS)
     }
-    parts = [part for parts in said.values() for part in parts]
-    found, unchecked = [f for part in parts for f in part.findings], [u for part in parts for u in part.unchecked]
-    whole = diagnosis(found, unchecked, places=PLACES)
+    whole = shown.said or together(said.values())
     findings = [Seen(f.mode.name, f.mode.family, f.severity, f.sureness, f.evidence) for f in whole.findings]
     causes = list(dict.fromkeys(finding.mode.name for finding in whole.causes))
     answers: dict[str, Answer] = {name: answer(parts) for name, parts in said.items() if parts}
-    stands = standings(evidence)
+    stands = standings(evidence, own)
     return Record(
         group=case.group,
         name=case.name,
@@ -123,6 +160,13 @@ def _record(case: Case, run: str, evidence: Sequence[Evidence], made: float) -> 
         standings=stands,
         seconds=made + worked() - began,
     )
+
+
+def together(said: Iterable[Sequence[Diagnosis]]) -> Diagnosis:
+    """What all detectors say, each asked about each piece of evidence."""
+    parts = [part for parts in said for part in parts]
+    found, unchecked = [f for part in parts for f in part.findings], [u for part in parts for u in part.unchecked]
+    return diagnosis(found, unchecked, places=PLACES)
 
 
 def worked() -> float:

@@ -90,10 +90,11 @@ def standing(dial: Dial, evidence: Sequence[Evidence]) -> float | None:
     return strict
 
 
-def standings(evidence: Sequence[Evidence]) -> dict[str, float | None]:
-    """On every dial whose detector reads some of the evidence."""
-    read = {dial.key: [one for one in evidence if dial.detector.reads(one)] for dial in DIALS}
-    return {dial.key: standing(dial, read[dial.key]) for dial in DIALS if read[dial.key]}
+def standings(evidence: Sequence[Evidence], detectors: Sequence[Detector]) -> dict[str, float | None]:
+    """On every dial of these detectors that read some of the evidence."""
+    dials = [dial for dial in DIALS if dial.detector in detectors]
+    read = {dial: [one for one in evidence if dial.detector.reads(one)] for dial in dials}
+    return {dial.key: standing(dial, found) for dial, found in read.items() if found}
 
 
 DIALS: tuple[Dial, ...] = (

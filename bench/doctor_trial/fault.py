@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,10 @@ SEED: ContextVar[int] = ContextVar("SEED", default=0)
 """Of the data that are made and of the stages that are run."""
 
 
+Faulty = Callable[[Path], AbstractContextManager[Path]]
+"""Makes a finished run in a folder; while it is entered, the program that looks at the run may be at fault, too."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """One mode, injected into what is healthy otherwise."""
@@ -26,7 +30,9 @@ class Fault:
     what: str
     """What is done, in a few words."""
     evidence: Callable[[Path], Sequence[Evidence]]
-    """Runs it in a folder, and returns what the doctor looks at."""
+    """Runs it in a folder, and returns what shows it."""
+    run: Faulty | None = None
+    """The same in a finished run, for what only its models show when the doctor's command asks them."""
 
 
 @contextmanager

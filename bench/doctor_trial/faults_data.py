@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,11 +12,13 @@ from unittest.mock import patch
 
 import torch
 import yaml
+from bench.doctor_trial import finished_runs
+from bench.doctor_trial.broken_code import end_masked
 from bench.doctor_trial.fault import SEED, Fault, chance, memory
+from bench.doctor_trial.words import WORDS, spoken
 from tests.unit.stages.toy import COLOURS, QUESTIONS, Memory, run_in_two_parts, toy_data, toy_model
 from tokenizers import normalizers
 
-from assay.data import pack
 from assay.data.config import CleanConfig, FileData
 from assay.data.prepare import prepare_files
 from assay.data.prepared import Prepared, Splits
@@ -40,22 +41,9 @@ from assay.tracking.metrics import MetricsLine
 from assay.types import Demonstration, Preference, Prompt
 
 Record = dict[str, Any]
-WORDS = tuple(
-    """
-    time year people way day man thing woman life child world school state family student group country problem hand
-    part place case week company system program question work government number night point home water room mother
-    area money story fact month lot right study book eye job word business issue side kind head house service friend
-    father power hour game line end member law car city community name president team minute idea kid body
-    """.split()  # noqa: SIM905 (four lines, not a hundred)
-)
 
 
 # Data files that are healthy, and what is done to them.
-
-
-def spoken(rng: random.Random, count: int) -> str:
-    """So many words that mean nothing."""
-    return " ".join(rng.choices(WORDS, k=count))
 
 
 def pairs(count: int = 600) -> list[Record]:
@@ -257,12 +245,6 @@ def evaluated_on_train(folder: Path) -> Sequence[Evidence]:
     return reward_toy(folder, data, epochs=25, agreement=0.62)[:1]
 
 
-def end_masked(rows: Sequence[Row], pad_id: int, **more: Any) -> pack.TokenBatch:
-    """A batch in which every token that is the end counts as a pad."""
-    batch = pack.collate(rows, pad_id, **more)
-    return replace(batch, loss_mask=batch.loss_mask & (batch.input_ids != rows[0].ids[-1]), rows=None)
-
-
 def ends_masked(folder: Path) -> Sequence[Evidence]:
     """Pad and end are one token, and pads are masked by their id."""
     with patch("assay.stages.causal.collate", end_masked):
@@ -410,7 +392,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("shortcut", "every chosen answer ends in the same phrase", padded),
     Fault("shortcut", "the longer answer is always the chosen one, and a model has learnt it", longer_wins),
     Fault("response-cut-away", "rows hold half of the answers' tokens", rows_too_short),
-    Fault("eos-not-learned", "pads are masked by id, and the end is the pad", ends_masked),
+    Fault("eos-not-learned", "pads are masked by id, and the end is the pad", ends_masked, finished_runs.ends_masked),
     Fault("mis-split-dialogue", "an eighth of the pairs part before the last answer", parts_early),
     Fault("mis-split-dialogue", "dialogues split at their first answer", cut_at_the_first_answer),
     Fault(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,13 +13,23 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from bench.doctor_trial import finished_runs
+from bench.doctor_trial.broken_code import (
+    CutOff,
+    LastColumn,
+    Unmasked,
+    a_little_off,
+    in_fp16,
+    mean_of_means,
+    reentrant,
+    with_dropout,
+    with_other_ids,
+)
 from bench.doctor_trial.fault import SEED, Fault, chance, memory
 from safetensors.torch import load_file, save_file
 from tests.unit.stages.toy import COLOURS, QUESTIONS, Memory, toy_data, toy_model
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import Parameter
-from transformers import PreTrainedTokenizerFast
 
 from assay.data.pack import TokenBatch
 from assay.data.prepared import Prepared, Splits
@@ -32,7 +41,6 @@ from assay.doctor.probe_policy import PolicyProbe
 from assay.doctor.probe_reward import LabelProbe, RewardProbe
 from assay.errors import TrainingError
 from assay.models import reward_model as reward_module
-from assay.models.backbone import Backbone
 from assay.models.config import LoraConfig
 from assay.models.locate import locate
 from assay.models.policy import Policy, load_policy
@@ -153,10 +161,10 @@ def step_probe() -> StepProbe:
     )
 
 
-def label_probe(held_out: int) -> LabelProbe:
-    """All that is learnt is about the first three questions; the others begin with another word."""
+def label_probe() -> LabelProbe:
+    """All that is learnt is about the first three questions; the others, held out, begin with another word."""
     pairs = [Preference(q, a, b) for q in QUESTIONS for i, a in enumerate(COLOURS) for b in COLOURS[:i]]
-    train, held = ([pair for pair in pairs if pair.prompt in QUESTIONS[start : start + 3]] for start in (0, held_out))
+    train, held = ([pair for pair in pairs if pair.prompt in QUESTIONS[start : start + 3]] for start in (0, 3))
     return LabelProbe(load_reward_model(sft_model(), head_seed=SEED.get(), max_length=32), train, held)
 
 
@@ -171,7 +179,7 @@ def prompt_batch(side: str) -> PromptBatch:
 def healthy(folder: Path) -> list[Evidence]:
     """A run of each kind and a probe of each, without any fault."""
     logs: list[Evidence] = [sft_log(folder), reward_log(folder), direct_log(folder)]
-    return [*logs, reward_probe(), policy_probe(), step_probe(), label_probe(3), prompt_batch("left")]
+    return [*logs, reward_probe(), policy_probe(), step_probe(), label_probe(), prompt_batch("left")]
 
 
 # Faults in what is logged.
@@ -312,32 +320,14 @@ def longer_is_better(folder: Path) -> list[Evidence]:
 
 
 def evaluates_on_train(folder: Path) -> list[Evidence]:
-    return [label_probe(0)]
-
-
-def with_dropout(model: Any, rate: float = 0.1) -> None:
-    """In attention, and in training mode."""
-    model.config.attention_dropout = rate
-    for module in model.modules():
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = rate
-    model.train()
+    with finished_runs.learnt_before(folder) as run:
+        return finished_runs.looked_at(run)
 
 
 def scored_in_training_mode(folder: Path) -> list[Evidence]:
     probe = reward_probe()
     with_dropout(probe.model.backbone.model)
     return [probe]
-
-
-def last_column(self: RewardModel, batch: TokenBatch) -> Tensor:
-    """Scores read at the last column, pad or not."""
-    hidden_BTD = self.backbone.hidden(batch, self.adapter)
-    return (hidden_BTD[:, -1].float() @ self.head.weight.float().T)[:, None]
-
-
-class LastColumn(RewardModel):
-    scores = last_column
 
 
 def head_has_died(folder: Path) -> list[Evidence]:
@@ -361,13 +351,6 @@ def without_head(folder: Path) -> list[Evidence]:
     return [probe]
 
 
-class CutOff(RewardModel):
-    """Scores that no gradient goes through."""
-
-    def scores(self, batch: TokenBatch) -> Tensor:
-        return super().scores(batch).detach()
-
-
 def cannot_learn(folder: Path) -> list[Evidence]:
     probe = reward_probe(model=load_reward_model(sft_model(), head_seed=SEED.get(), max_length=32))
     probe.model.__class__ = CutOff
@@ -386,15 +369,6 @@ def scores_overflow(folder: Path) -> list[Evidence]:
     return [probe]
 
 
-@torch.no_grad()
-def in_fp16(model: Any) -> None:
-    """With activations that the format cannot hold."""
-    for name, parameter in model.named_parameters():
-        if "down_proj" in name and "lora" not in name:
-            parameter.mul_(1e5)
-    model.half()
-
-
 def goes_on(folder: Path) -> list[Evidence]:
     """Weights overflow, and steps whose gradient is not finite are left out without a word."""
     own = loop.Optimizer.update
@@ -409,14 +383,6 @@ def goes_on(folder: Path) -> list[Evidence]:
         return [sft_log(folder, optim={"learning_rate": 1e30})]
 
 
-class Unmasked(Backbone):
-    """Neither mask nor positions of padded rows reach the model."""
-
-    def hidden(self, batch: TokenBatch, adapter: str | None = None, **more: Any) -> Tensor:
-        columns = torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids)
-        return self.forward(batch.input_ids, position_ids=columns, adapter=adapter)
-
-
 def masks_dropped(folder: Path) -> list[Evidence]:
     probe = policy_probe()
     probe.policy.backbone.__class__ = Unmasked
@@ -429,8 +395,7 @@ def padded_on_the_right(folder: Path) -> list[Evidence]:
 
 def checkpointed_again(folder: Path) -> list[Evidence]:
     probe = policy_probe()
-    probe.policy.model.gradient_checkpointing_enable({"use_reentrant": True})
-    probe.policy.model.train()
+    reentrant(probe.policy.model)
     return [probe]
 
 
@@ -454,12 +419,7 @@ def learns_with_dropout(folder: Path) -> list[Evidence]:
 
 def samples_from_another(folder: Path) -> list[Evidence]:
     """The sampler's weights are a little off."""
-    probe = policy_probe()
-    other = load_policy(sft_model(), trainable=False)
-    noise = torch.Generator().manual_seed(SEED.get())
-    with torch.no_grad():
-        for parameter in other.model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=noise) * 0.5 * parameter.std())
+    probe, other = policy_probe(), a_little_off(str(sft_model()))
     return [replace(probe, engine=Engine(other, Renderer(other.tokenizer, max_length=32), max_batch=16))]
 
 
@@ -478,28 +438,18 @@ def untrained_token(folder: Path) -> list[Evidence]:
 def another_tokenizer(folder: Path) -> list[Evidence]:
     """The embedded model's words under other ids: rows and tokenizer know the new ones, the model the old."""
     policy = load_policy(locate("embedded"), trainable=False)
-    made = json.loads(policy.tokenizer.backend_tokenizer.to_str())
-    order = list(range(len(policy.tokenizer)))
-    chance().shuffle(order)
-    made["model"]["vocab"] = {word: order[number] for word, number in made["model"]["vocab"].items()}
-    for token in made["added_tokens"]:
-        token["id"] = order[token["id"]]
-    same = {**policy.tokenizer.special_tokens_map, "chat_template": policy.tokenizer.chat_template}
-    policy.tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(made)), **same)
+    policy.tokenizer = with_other_ids(policy.tokenizer)
     renderer = Renderer(policy.tokenizer, max_length=48)
     asked = [(question, " ".join(COLOURS)) for question in QUESTIONS]
     return [PolicyProbe(policy, [row for row in renderer.rows(asked) if row])]
 
 
-def mean_of_means(folder: Path) -> list[Evidence]:
+def splits_unevenly(folder: Path) -> list[Evidence]:
     """Every micro-batch is averaged over its own tokens, and the averages are averaged."""
-    probe, own = step_probe(), causal.completion_loss
-
-    def averaged(logprobs_BR: Tensor, mask_BR: Tensor, *, total: int) -> Tensor:
-        return own(logprobs_BR, mask_BR, total=int(mask_BR.sum())) * len(mask_BR) / len(QUESTIONS)
+    probe = step_probe()
 
     def wrong(size: int | None) -> None:
-        with patch.object(causal, "completion_loss", averaged):
+        with mean_of_means(len(QUESTIONS)):
             probe.gradient(size)
 
     return [replace(probe, gradient=wrong)]
@@ -507,18 +457,30 @@ def mean_of_means(folder: Path) -> list[Evidence]:
 
 FAULTS: tuple[Fault, ...] = (
     Fault("reward-at-chance", "the optimizer has copies of the weights", at_chance),
-    Fault("reward-at-chance", "no gradient goes through the scores", cannot_learn),
+    Fault("reward-at-chance", "no gradient goes through the scores", cannot_learn, finished_runs.no_gradient),
     Fault("accuracy-against-margin", "scores near 65, rounded to bf16", in_bf16),
     Fault("fluctuating-accuracy", "50 other pairs for every validation", few_pairs),
-    Fault("fluctuating-accuracy", "scores in training mode, with dropout", scored_in_training_mode),
-    Fault("padding-changes-score", "the score is read at the last column", reads_a_pad),
-    Fault("too-good-to-be-true", "the held-out pairs are those that are learnt", evaluates_on_train),
-    Fault("head-lost", "the folder has no head", without_head),
+    Fault(
+        "fluctuating-accuracy",
+        "scores in training mode, with dropout",
+        scored_in_training_mode,
+        finished_runs.scored_with_dropout,
+    ),
+    Fault("padding-changes-score", "the score is read at the last column", reads_a_pad, finished_runs.reads_a_pad),
+    Fault(
+        "too-good-to-be-true",
+        "the held-out pairs are those that are learnt",
+        evaluates_on_train,
+        finished_runs.learnt_before,
+    ),
+    Fault("head-lost", "the folder has no head", without_head, finished_runs.head_lost),
     Fault("constant-scores", "the score is read at the end of the prompt", reads_the_prompt),
-    Fault("constant-scores", "the head's weights are 0", head_has_died),
+    Fault("constant-scores", "the head's weights are 0", head_has_died, finished_runs.dead_head),
     Fault("score-drift", "65 is added to every score", far_from_zero),
-    Fault("not-finite", "fp16 with activations of 1e5", overflows),
-    Fault("not-finite", "a reward model in fp16 with activations of 1e5", scores_overflow),
+    Fault("not-finite", "fp16 with activations of 1e5", overflows, finished_runs.policy_overflows),
+    Fault(
+        "not-finite", "a reward model in fp16 with activations of 1e5", scores_overflow, finished_runs.reward_overflows
+    ),
     Fault("not-finite", "a trainer that goes on after an overflow", goes_on),
     Fault("length-bias", "five points for every character", pays_for_length),
     Fault("overfitting", "one answer a question, thirty epochs", recites),
@@ -528,13 +490,30 @@ FAULTS: tuple[Fault, ...] = (
     Fault("chosen-falls", "twenty times the learning rate", too_fast),
     Fault("saturated-early", "the rejected answer is always nonsense", trivial_pairs),
     Fault("length-growth", "the chosen answer is always the longer", longer_is_better),
-    Fault("mask-ignored", "neither mask nor positions of padded rows reach the model", masks_dropped),
-    Fault("right-padded-prompts", "the tokenizer pads on the right", padded_on_the_right),
-    Fault("frozen-adapter-blocks", "re-entrant checkpointing of frozen inputs", checkpointed_again),
-    Fault("wrong-reference", "the SFT adapter is off in the reference", adapter_off),
-    Fault("kl-before-training", "dropout of 0.1 in the policy", learns_with_dropout),
-    Fault("sampler-differs", "the sampler's weights are off by half of their spread", samples_from_another),
-    Fault("tokenizer-mismatch", "a new token whose row is zero", untrained_token),
-    Fault("tokenizer-mismatch", "the same words under other ids", another_tokenizer),
-    Fault("accumulation-bias", "the mean of the micro-batches' means", mean_of_means),
+    Fault(
+        "mask-ignored",
+        "neither mask nor positions of padded rows reach the model",
+        masks_dropped,
+        finished_runs.mask_ignored,
+    ),
+    Fault("right-padded-prompts", "the tokenizer pads on the right", padded_on_the_right, finished_runs.right_padded),
+    Fault(
+        "frozen-adapter-blocks",
+        "re-entrant checkpointing of frozen inputs",
+        checkpointed_again,
+        finished_runs.frozen_blocks,
+    ),
+    Fault("wrong-reference", "the SFT adapter is off in the reference", adapter_off, finished_runs.wrong_reference),
+    Fault("kl-before-training", "dropout of 0.1 in the policy", learns_with_dropout, finished_runs.learnt_with_dropout),
+    Fault(
+        "sampler-differs",
+        "the sampler's weights are off by half of their spread",
+        samples_from_another,
+        finished_runs.sampler_differs,
+    ),
+    Fault("tokenizer-mismatch", "a new token whose row is zero", untrained_token, finished_runs.untrained_token),
+    Fault("tokenizer-mismatch", "the same words under other ids", another_tokenizer, finished_runs.other_ids),
+    Fault(
+        "accumulation-bias", "the mean of the micro-batches' means", splits_unevenly, finished_runs.accumulation_bias
+    ),
 )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from bench import common
 from bench.doctor_trial import faults_data
-from bench.doctor_trial.case import Case
+from bench.doctor_trial.case import Case, in_memory
 from bench.doctor_trial.fault import SEED, memory
 from bench.doctor_trial.faults_models import ASKED, inputs_of, log_of
 from tests.unit.stages.toy import toy_data, toy_model
@@ -48,7 +48,9 @@ ROWS, PAIRS = 24, 8
 
 def cases() -> list[Case]:
     """The longest first."""
-    worlds = [Case("healthy", "world", (), "the embedded world; 4 layers of 128", seed, world) for seed in (2, 3)]
+    worlds = [
+        Case("healthy", "world", (), "the embedded world; 4 layers of 128", seed, in_memory(world)) for seed in (2, 3)
+    ]
     sizes = ((2, 32, 48), (2, 64, 32), (3, 96, 48), (4, 128, 64))
     return worlds + [
         Case(
@@ -57,7 +59,7 @@ def cases() -> list[Case]:
             (),
             f"the toy; {layers} layers of {width}, batches of {batch}",
             seed,
-            partial(toy, layers=layers, width=width, batch=batch),
+            in_memory(partial(toy, layers=layers, width=width, batch=batch)),
         )
         for seed, (layers, width, batch) in enumerate(sizes)
     ]

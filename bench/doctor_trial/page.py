@@ -21,10 +21,11 @@ CATALOGUE = 50
 
 METHOD = """
 A mode counts as named first when every injection of it, with every seed, is: the first finding of the diagnosis has
-that mode. Injections are real runs of the stages, real files through the loader, and real models under the probes, of a
-toy task that takes seconds; nothing is a made-up log. Each is examined by all detectors. A seed changes data, initial
-heads, batches and samples. Healthy runs come from the same toy with models of four sizes, and from the embedded world
-through `assay run` (bench/doctor_trial/healthy.yaml).
+that mode. Injections are real runs of the stages, real files through the loader, and, for what only models show, small
+finished runs that are examined as `assay doctor RUN` examines them, of toy tasks that take seconds; nothing is a
+made-up log. Each is examined by all detectors. A seed changes data, initial heads, batches and samples. Healthy runs
+come from the same toy with models of four sizes, and from the embedded world through `assay run`
+(bench/doctor_trial/healthy.yaml).
 """
 DETECTED = """
 A detector is a function. *Detected* is the share of injections of its modes, among those it was given evidence of, in

@@ -9,8 +9,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 from bench.doctor_trial import faults_data, faults_models, faults_policy
-from bench.doctor_trial.case import Case
+from bench.doctor_trial.broken_code import end_masked
+from bench.doctor_trial.case import Case, Show, by_command, in_memory
 from bench.doctor_trial.fault import chance
+from bench.doctor_trial.finished_runs import mask_ignored_and_frozen_blocks
+from bench.doctor_trial.words import spoken
 from tests.unit.stages.toy import COLOURS, QUESTIONS, toy_data
 
 from assay.data.prepared import Splits
@@ -48,7 +51,7 @@ def twice_and_cut(folder: Path) -> Sequence[Evidence]:
     tokens, *_ = faults_data.begin_twice(folder)
     assert isinstance(tokens, Tokens)
     rng = chance()
-    some = [Demonstration(item.prompt, faults_data.spoken(rng, rng.randint(4, 60))) for item in faults_data.items()]
+    some = [Demonstration(item.prompt, spoken(rng, rng.randint(4, 60))) for item in faults_data.items()]
     return [replace(tokens, renderer=Renderer(tokens.renderer.tokenizer, max_length=60), items=some)]
 
 
@@ -77,17 +80,9 @@ def recited_without_end(folder: Path) -> Sequence[Evidence]:
     few = [Demonstration(question, noise.choice(COLOURS)) for question in asked]
     held = [Demonstration(question, colour) for question in faults_models.ASKED for colour in COLOURS]
     data = replace(toy_data(), demonstrations=Splits(few, held, held))
-    with patch("assay.stages.causal.collate", faults_data.end_masked):
+    with patch("assay.stages.causal.collate", end_masked):
         log = faults_models.sft_log(folder, data, epochs=60, validate_every=12)
     return [log, faults_data.endings(folder / "sft", few)]
-
-
-def without_mask_or_gradient(folder: Path) -> Sequence[Evidence]:
-    """Neither mask nor positions reach the model, and checkpointing cuts its adapters off."""
-    (probe,) = faults_models.checkpointed_again(folder)
-    assert isinstance(probe, faults_models.PolicyProbe)
-    probe.policy.backbone.__class__ = faults_models.Unmasked
-    return [probe]
 
 
 def easy_and_long(folder: Path) -> Sequence[Evidence]:
@@ -118,7 +113,6 @@ PAIRS: Sequence[tuple[str, str, Callable[[Path], Sequence[Evidence]]]] = (
     ("swapped-labels", "score-drift", swapped_and_adrift),
     ("length-bias", "score-drift", long_and_adrift),
     ("overfitting", "eos-not-learned", recited_without_end),
-    ("mask-ignored", "frozen-adapter-blocks", without_mask_or_gradient),
     ("saturated-early", "length-growth", easy_and_long),
     ("ratio-not-one", "broken-groups", cold_and_shuffled),
     ("never-stops", "groups-without-signal", endless_and_flat),
@@ -126,10 +120,18 @@ PAIRS: Sequence[tuple[str, str, Callable[[Path], Sequence[Evidence]]]] = (
 
 
 def cases() -> list[Case]:
+    only_models = "Neither mask nor positions reach the model, and checkpointing cuts its adapters off"
     return [
-        Case("pair", f"{one}+{other}", (one, other), (run.__doc__ or "").rstrip("."), 0, partial(as_one, run))
-        for one, other, run in PAIRS
+        of_two("mask-ignored", "frozen-adapter-blocks", only_models, by_command(mask_ignored_and_frozen_blocks)),
+        *(
+            of_two(one, other, (run.__doc__ or "").rstrip("."), in_memory(partial(as_one, run)))
+            for one, other, run in PAIRS
+        ),
     ]
+
+
+def of_two(one: str, other: str, what: str, show: Show) -> Case:
+    return Case("pair", f"{one}+{other}", (one, other), what, 0, show)
 
 
 def as_one(run: Callable[[Path], Sequence[Evidence]], folder: Path) -> dict[str, Sequence[Evidence]]:

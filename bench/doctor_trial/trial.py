@@ -14,13 +14,15 @@ import torch
 import transformers
 from bench import common
 from bench.doctor_trial import faults_data, faults_models, faults_policy, healthy, page, pairs
-from bench.doctor_trial.case import Case, Record, examined
+from bench.doctor_trial.case import Case, Record, by_command, examined, in_memory
 from bench.doctor_trial.fault import Fault
 
 KEPT = common.ROOT / ".bench" / "doctor_trial"
 CODE = (
     "src/assay/**/*.py",
     *(f"bench/doctor_trial/{name}" for name in ("case.py", "dials.py", "fault*.py", "healthy.*", "pairs.py")),
+    *(f"bench/doctor_trial/{name}.py" for name in ("broken_code", "finished_runs", "words")),
+    "tests/tiny.py",
     "tests/unit/stages/toy.py",
 )
 """What a record depends on; not how it is kept, nor the page that is made of it."""
@@ -41,7 +43,7 @@ def of_fault(number: int, fault: Fault, seed: int) -> Case:
         (fault.mode,),
         fault.what,
         seed,
-        lambda folder: {"": fault.evidence(folder)},
+        by_command(fault.run) if fault.run else in_memory(lambda folder: {"": fault.evidence(folder)}),
     )
 
 

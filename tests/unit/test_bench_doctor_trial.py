@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bench.doctor_trial import dials, page, trial
-from bench.doctor_trial.case import Case, Record, Seen, examined
+from bench.doctor_trial.broken_code import mean_of_means
+from bench.doctor_trial.case import Case, Record, Seen, by_command, examined
+from bench.doctor_trial.finished_runs import made
 
 from assay.doctor import direct
 from assay.doctor.detector import modes
 from assay.doctor.log import Log
+from assay.pipeline.asking import ASKED
 from assay.tracking.metrics import MetricsLine
 
 CASES = trial.cases(seeds=1)
@@ -64,6 +69,21 @@ def test_a_cheap_fault_is_named_first_and_its_record_survives_the_disk(mode: str
     assert "found" in found.answers.values()
     trial.write(tmp_path / "kept.json", [found])
     assert trial.read(tmp_path / "kept.json") == [found]
+
+
+def test_what_only_a_model_shows_is_named_first_by_the_doctors_command() -> None:
+    @contextmanager
+    def split_unevenly(folder: Path) -> Iterator[Path]:
+        with mean_of_means(ASKED):
+            yield made(folder, stages=["sft"], sft={"epochs": 1})
+
+    mode = "accumulation-bias"
+    (found,) = examined(Case("fault", mode, (mode,), "the mean of means", 0, by_command(split_unevenly)))
+    assert page.first(found)
+    assert found.answers == {"probe_batch.accumulation_bias": "found"}
+    assert [key for key, value in found.standings.items() if value] == [
+        "probe_batch.accumulation_bias: SPLIT_TOLERANCE"
+    ]
 
 
 def test_what_is_kept_is_not_made_again(tmp_path: Path) -> None:

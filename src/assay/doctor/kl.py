@@ -101,8 +101,7 @@ def kl_before_training(log: Log) -> Iterator[Finding]:
     kl = log["objective/kl"]
     if kl.steps[0] > 1:
         raise Missing(f"the log begins at step {kl.steps[0]}")
-    tokens = length(log)
-    per_token = kl.first / (tokens or LONGEST)
+    tokens, per_token = length(log), first_kl(log)
     if abs(per_token) > START_KL:
         seen = f"KL {kl.first:.3g} nats an answer{_give_or_take(log, kl.first)}"
         seen += f", {per_token:.2g} per token" if tokens else f", more than {LONGEST:,} tokens would excuse"
@@ -125,6 +124,11 @@ def _give_or_take(log: Log, kl: float) -> str:
 def length(log: Log) -> float | None:
     """Tokens of the first answers, at least 1; None where none are logged."""
     return max(1.0, log["lengths/response_mean"].first) if "lengths/response_mean" in log else None
+
+
+def first_kl(log: Log) -> float:
+    """KL of the first answers to the reference, nats per token."""
+    return log["objective/kl"].first / (length(log) or LONGEST)
 
 
 @detects(KL_BLOW_UP, kinds=SAMPLING)

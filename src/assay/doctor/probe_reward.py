@@ -122,6 +122,7 @@ def scored_twice(probe: RewardProbe) -> Iterator[Finding]:
             sureness="certain",
             cause="Dropout is on while the model is measured.",
             cure="Call `model.eval()` before scoring, or set dropout to 0.",
+            brings=("head-lost", "reward-at-chance"),
         )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from assay.doctor.data import percent
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
-from assay.doctor.kl import length
+from assay.doctor.kl import START_KL, first_kl, length
 from assay.doctor.log import SAMPLING, Log
 from assay.doctor.window import CONFIDENCE, LATE, bounds, text, together
 from assay.statistics import wilson
@@ -103,7 +103,8 @@ def sampler_apart(log: Log) -> Iterator[Finding]:
     """The tokens of an iteration read by the policy that learns from them, where the run has compared the two.
 
     A stage that has ended reports the largest KL, and the worst token of all comparisons: the one before the first
-    step, which no line of the log has, is among them.
+    step, which no line of the log has, is among them. There the reference reads in the policy's place: where the two
+    are not the same at the start, that one tells nothing of the sampler.
     """
     ended = {"sampler_kl", "sampler_error"} <= log.final.keys()
     if "val/sampler_kl" in log or not ended:
@@ -115,7 +116,10 @@ def sampler_apart(log: Log) -> Iterator[Finding]:
     if worst > SAMPLER_KL:
         seen = f"KL(sampler‖trainer) up to {worst:.2g} nats a token, {since} comparisons"
         yield Finding(SAMPLER_DIFFERS, log.where, seen, "red", "certain", change={"importance_cap": 2.0})
-    elif ended and log.number("sampler_error") > TWICE and log.config.get("rollout_weights") != "int8":
+        return
+    if "objective/kl" in log and abs(first_kl(log)) > START_KL:
+        return
+    if ended and log.number("sampler_error") > TWICE and log.config.get("rollout_weights") != "int8":
         seen = f"max |π/π_sampler − 1| {log.number('sampler_error'):.2g}, though their KL is at most {worst:.2g}"
         yield Finding(SAMPLER_DIFFERS, log.where, seen, "amber", "possible", change={"importance_cap": 2.0})
 

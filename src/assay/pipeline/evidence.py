@@ -38,10 +38,11 @@ from assay.models.precision import compute_dtype
 from assay.pipeline import environment
 from assay.pipeline.architecture import Architectures
 from assay.pipeline.artifacts import Store
+from assay.pipeline.asking import Question, Stage, learned_from
 from assay.pipeline.footprint import Model
 from assay.pipeline.inputs import prepare
 from assay.pipeline.plan import Need, estimator_of, memory_needs
-from assay.pipeline.questions import Question, Stage, before, compares, learned_from
+from assay.pipeline.questions import before, compares
 from assay.pipeline.recipe import NamedRecipe
 from assay.pipeline.steps import Step, is_hub_id
 from assay.stages.config import DistillConfig, PretrainConfig

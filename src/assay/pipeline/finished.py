@@ -19,9 +19,10 @@ from assay.errors import AssayError
 from assay.models.locate import locate
 from assay.pipeline import environment
 from assay.pipeline.artifacts import code_hash, read_json
+from assay.pipeline.asking import Question, Stage
 from assay.pipeline.evidence import Gathered
 from assay.pipeline.graph import Node
-from assay.pipeline.questions import Question, Stage, after
+from assay.pipeline.questions import after
 from assay.pipeline.recipe import NamedRecipe, load_recipe
 
 SECONDS = 120.0
@@ -30,17 +31,8 @@ SECONDS = 120.0
 
 def of_run(folder: Path, say: Callable[[str], None], *, seconds: float = SECONDS) -> Examination:
     """Its logs, its data and its models."""
-    read = examination(folder)
-    gathered, began = Gathered(), time.monotonic()
-    parts: list[Diagnosis] = [read.diagnosis]
-    for question in questions(folder, gathered):
-        spent = time.monotonic() - began
-        if spent > seconds:
-            why = f"the {seconds:.0f} s for questions to models were over"
-            gathered.leave_out(question.where, why, *question.kinds)
-            continue
-        say(f"{question.where}: {question.what} ({spent:.0f} s)")
-        parts.append(examine(answered(gathered, question)))
+    read, gathered = examination(folder), Gathered()
+    parts: list[Diagnosis] = [read.diagnosis, *map(examine, asked(folder, gathered, say, seconds=seconds))]
     found: list[Finding] = []
     for finding in (finding for part in parts for finding in part.findings):
         if finding not in found:  # a log and a probe may say the same in the same words
@@ -52,6 +44,21 @@ def of_run(folder: Path, say: Callable[[str], None], *, seconds: float = SECONDS
         read.diagnosis.places,
     )
     return Examination(read.what, read.stages, whole, [*read.notes, *gathered.notes], read.unread)
+
+
+def asked(
+    folder: Path, gathered: Gathered, say: Callable[[str], None], *, seconds: float = SECONDS
+) -> Iterator[list[Evidence]]:
+    """What each question gives, one after the other, until the time is over."""
+    began = time.monotonic()
+    for question in questions(folder, gathered):
+        spent = time.monotonic() - began
+        if spent > seconds:
+            why = f"the {seconds:.0f} s for questions to models were over"
+            gathered.leave_out(question.where, why, *question.kinds)
+            continue
+        say(f"{question.where}: {question.what} ({spent:.0f} s)")
+        yield answered(gathered, question)
 
 
 def answered(gathered: Gathered, question: Question) -> list[Evidence]:

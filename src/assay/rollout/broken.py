@@ -19,7 +19,7 @@ import numpy as np
 
 from assay.data.ngrams import ngrams, repetition
 from assay.rollout import languages
-from assay.rollout.ordinary import Ratios, ordinary
+from assay.rollout.ordinary import Ratios, mean, ordinary
 from assay.types import FinishReason, Prompt
 
 Reason = Literal["empty", "truncated", "loop", "gibberish", "echo", "language", "leak"]
@@ -273,8 +273,6 @@ NO_SMALL_WORDS = (20, 0.85)
 """Neighbouring words of which neither is frequent: of how many pairs, and their share."""
 FOREIGN_SPELLING = 0.9
 """Spelling above which a text is in English letters, also where the prompt speaks of other languages."""
-ENGLISH_LETTERS, ENGLISH_SPELLING = 12, 1.0
-"""Letters from which a prompt is in some language, and the spelling above which it is English without common words."""
 JUMPS = (40, 0.3)
 """Letters beside a capital, digit or sign that no word has there: in how many characters, and their share."""
 
@@ -322,8 +320,8 @@ def _noise(asked: str, text: str) -> Iterator[Flag]:
         yield Flag("gibberish", f"letters, digits and signs in no order: {jumps} changes in {size} characters")
         return
     spelling = known.spelling(" ".join(_PLAIN_WORD.findall(_BASES.sub("", " ".join(lines)))))
-    level, spoken = _mean(spelling), languages.language(text)
-    expected = _expects_english(asked) and spoken in (None, "English")
+    level, spoken = mean(spelling), languages.language(text)
+    expected = languages.expects_english(asked) and spoken in (None, "English")
     if _below(spelling, NOISE) or (expected and _below(spelling, MISSPELT)):
         yield Flag("gibberish", f"letters in no order: {level:+.2f} nats a letter in {_quoted(text)}")
         return
@@ -336,7 +334,7 @@ def _noise(asked: str, text: str) -> Iterator[Flag]:
     prose = "\n".join(line for line in lines if line.count(" ") + 1 >= PROSE_WORDS)
     order, rare = known.order(prose)
     if _below(order, DISORDER) or (level < SOUP_SPELLING and _below(order, SOUP)):
-        yield Flag("gibberish", f"words in no order: {_mean(order):+.2f} nats a word in {_quoted(prose)}")
+        yield Flag("gibberish", f"words in no order: {mean(order):+.2f} nats a word in {_quoted(prose)}")
         return
     if len(order) >= NO_SMALL_WORDS[0] and rare >= NO_SMALL_WORDS[1] * len(order):
         yield Flag("gibberish", f"hardly one of the small words that English needs, in {_quoted(prose)}")
@@ -346,21 +344,6 @@ def _noise(asked: str, text: str) -> Iterator[Flag]:
         yield Flag("gibberish", f"words in no order: {worst:+.2f} nats a word from word {at + 1:,} on")
 
 
-def _expects_english(asked: str) -> bool:
-    """Whether an answer should be English: the prompt is, as far as it is long enough to be anything."""
-    if languages.speaks_of_languages(asked):
-        return False
-    return _language_of(asked) == "English" or languages.scripts(asked).total() < ENGLISH_LETTERS
-
-
-def _language_of(asked: str) -> str | None:
-    """The language of a prompt, by its common words, or by its letters where they are as in English."""
-    known, letters = languages.language(asked, hits=languages.FEW), languages.scripts(asked)
-    if known or letters["Latin"] < ENGLISH_LETTERS or 2 * letters["Latin"] < letters.total():
-        return known
-    return "English" if _mean(ordinary().spelling(asked)) > ENGLISH_SPELLING else None
-
-
 def _written(text: str) -> list[str]:
     """The lines that are no code."""
     if "```" in text:
@@ -368,14 +351,10 @@ def _written(text: str) -> list[str]:
     return [line for line in text.splitlines() if not _CODE_LINE.search(line)]
 
 
-def _mean(ratios: Ratios) -> float:
-    return float(ratios.mean()) if len(ratios) else 0.0
-
-
 def _below(ratios: Ratios, limits: tuple[int, float, float]) -> bool:
     """Whether there are so many, and both their sum and their mean are too low."""
-    count, total, mean = limits
-    return len(ratios) >= count and float(ratios.sum()) < total and _mean(ratios) < mean
+    count, total, level = limits
+    return len(ratios) >= count and float(ratios.sum()) < total and mean(ratios) < level
 
 
 def _worst(ratios: Ratios, window: int) -> tuple[float, int]:
@@ -495,20 +474,8 @@ def _is_echo(said: list[str], answer: list[str]) -> bool:
 
 # --- Language
 
-SCRIPT_LETTERS, SCRIPT_SHARE = 24, 0.25
-"""Letters of a script that the prompt has not, and their share, from which the answer is in the wrong one."""
-
 
 def _language(asked: str, text: str) -> Iterator[Flag]:
-    """Another script or language than the prompt's, unless the prompt speaks of languages."""
-    if languages.speaks_of_languages(asked):
-        return
-    here, there = languages.scripts(text), languages.scripts(asked)
-    total = sum(here.values())
-    for script, count in here.items():
-        if there[script] < 3 and count >= max(SCRIPT_LETTERS, SCRIPT_SHARE * total) and sum(there.values()) >= 3:
-            yield Flag("language", f"{count} of {total} letters are {script}, and the prompt has none")
-            return
-    spoken, wanted = languages.language("\n".join(_written(text))), _language_of(asked)
-    if spoken and wanted and spoken != wanted:
-        yield Flag("language", f"the answer is in {spoken}, and the prompt in {wanted}")
+    """Another script or language than the prompt's; code is in none."""
+    if said := languages.another(asked, text, prose="\n".join(_written(text))):
+        yield Flag("language", said)

@@ -1,10 +1,15 @@
-"""Which script and which language a text is in, as far as a guard has to know: by letters and by common words."""
+"""Which script and which language a text is in, as far as a guard has to know: by letters and by common words.
+
+another(asked, text, …) → what is wrong with an answer in another script or language than its prompt, in words
+"""
 
 from __future__ import annotations
 
 import functools
 import re
 from collections import Counter, defaultdict
+
+from assay.rollout.ordinary import mean, ordinary
 
 _RANGES = {
     "Latin": r"A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff\uff21-\uff3a\uff41-\uff5a",
@@ -50,6 +55,10 @@ HITS, FEW, SHARE = 5, 2, 0.2
 """Common words that tell a language, those that tell a prompt's, and their share of all words."""
 LEAD = 1.5
 """How much more of them than of any other language's."""
+ENGLISH_LETTERS, ENGLISH_SPELLING = 12, 1.0
+"""Letters from which a prompt is in some language, and the spelling above which it is English without common words."""
+SCRIPT_LETTERS, SCRIPT_SHARE = 24, 0.25
+"""Letters of a script that the prompt has not, and their share, from which the answer is in the wrong one."""
 CACHED = 64
 """Texts whose answer is kept: several checks ask about one text, and many answers have one prompt."""
 
@@ -86,3 +95,36 @@ def language(text: str, *, hits: int = HITS) -> str | None:
 def speaks_of_languages(prompt: str) -> bool:
     """Whether a prompt names a language or asks for a translation: any language may be right then."""
     return bool(_ANOTHER.search(prompt))
+
+
+def language_of(asked: str) -> str | None:
+    """The language of a prompt, by its common words, or by its letters where they are as in English."""
+    known, letters = language(asked, hits=FEW), scripts(asked)
+    if known or letters["Latin"] < ENGLISH_LETTERS or 2 * letters["Latin"] < letters.total():
+        return known
+    return "English" if mean(ordinary().spelling(asked)) > ENGLISH_SPELLING else None
+
+
+def expects_english(asked: str) -> bool:
+    """Whether an answer should be English: the prompt is, as far as it is long enough to be anything."""
+    if speaks_of_languages(asked):
+        return False
+    return language_of(asked) == "English" or scripts(asked).total() < ENGLISH_LETTERS
+
+
+def another(asked: str, text: str, *, prose: str) -> str | None:
+    """In which other script or language than its prompt an answer is, unless the prompt speaks of languages.
+
+    `prose`: what is left of the answer without code, which is in no language.
+    """
+    if speaks_of_languages(asked):
+        return None
+    here, there = scripts(text), scripts(asked)
+    total = sum(here.values())
+    for script, count in here.items():
+        if there[script] < 3 and count >= max(SCRIPT_LETTERS, SCRIPT_SHARE * total) and sum(there.values()) >= 3:
+            return f"{count} of {total} letters are {script}, and the prompt has none"
+    spoken, wanted = language(prose), language_of(asked)
+    if spoken and wanted and spoken != wanted:
+        return f"the answer is in {spoken}, and the prompt in {wanted}"
+    return None

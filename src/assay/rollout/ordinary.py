@@ -125,6 +125,11 @@ class Ordinary:
         return float(self.spelling(word)[-1])
 
 
+def mean(ratios: Ratios) -> float:
+    """0 of none: they say nothing either way."""
+    return float(ratios.mean()) if len(ratios) else 0.0
+
+
 @functools.cache
 def ordinary() -> Ordinary:
     """The tables that come with the package."""

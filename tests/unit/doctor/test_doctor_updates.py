@@ -102,3 +102,8 @@ def test_single_tokens_that_sampler_and_trainer_read_otherwise_are_in_the_report
 ) -> None:
     given = diagnosed(log(final={"sampler_kl": 1e-12, "sampler_error": error}, **config))
     assert [(one.mode.name, one.severity) for one in given.findings] == found
+
+
+def test_a_policy_that_does_not_begin_as_its_reference_is_no_sampler_that_differs() -> None:
+    apart = log({"objective/kl": 2.0}, final={"sampler_kl": 1e-12, "sampler_error": 9.0})
+    assert "sampler-differs" not in {one.mode.name for one in diagnosed(apart).findings}

@@ -5,78 +5,45 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from bench.doctor_trial.faults_data import spoken
-from safetensors.torch import load_file, save_file
-from tests import tiny
+from bench.doctor_trial import finished_runs
+from bench.doctor_trial.broken_code import mean_of_means, with_dropout
+from bench.doctor_trial.finished_runs import (
+    artifact,
+    bare_base,
+    loading,
+    padded_on_the_right,
+    pairs,
+    weights,
+    without_head,
+)
+from typer.testing import CliRunner
 
-from assay.pipeline import finished
+from assay.cli.main import app
+from assay.models.adapters import Adapters
+from assay.pipeline import ask_reward, finished
+from assay.pipeline.asking import ASKED
 from assay.pipeline.recipe import load_recipe
-from assay.pipeline.runner import Request, run
-
-PROBED = {
-    "eos-not-learned",
-    "label-noise",
-    "swapped-labels",
-    "accumulation-bias",
-    "right-padded-prompts",
-    "head-lost",
-    "boundary-tokens",
-    "tokenizer-mismatch",
-    "kl-before-training",
-    "wrong-reference",
-    "reward-at-chance",
-}
-RECIPE = """\
-model: {model}
-data: {{path: {data}, validation_split: 0.1, test_split: 0.4}}
-runs_dir: {runs}
-stages:
-  - sft: {{epochs: 30, batch_size: 16, max_length: 64, lora: {{r: 16}}, optim: {{learning_rate: 3.0e-2}}}}
-  - reward: {{epochs: 1, batch_size: 8, max_length: 64, optim: {{learning_rate: 3.0e-3}}}}
-  - ppo:
-      episodes: 8
-      batch_size: 8
-      evaluation_prompts: 8
-      max_length: 64
-      lora: {{r: 4}}
-      optim: {{learning_rate: 1.0e-4}}
-      sampling: {{max_new_tokens: 4}}
-"""
-
-
-def made(folder: Path) -> Path:
-    """A small run; its chosen answers begin with another word than the rejected ones."""
-    rng = random.Random(0)
-    rows = [
-        {"prompt": f"why is {spoken(rng, rng.randint(1, 4))}?", "chosen": f"good {end}", "rejected": f"poor {end}"}
-        for end in (spoken(rng, rng.randint(1, 2)) for _ in range(160))
-    ]
-    data, model = folder / "pairs.jsonl", folder / "model"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    shutil.copytree(tiny.folder("llama", pad=True), model)
-    recipe = folder / "small.yaml"
-    recipe.write_text(RECIPE.format(model=model, data=data, runs=folder / "runs"))
-    quiet = Request(say=lambda line: None, report=lambda folder: None, before=lambda *given: None)
-    return Path(run(load_recipe(str(recipe), environment={}), quiet)["dir"])
+from assay.pipeline.runner import run
 
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("finished"))
+    return finished_runs.made(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture
 def again(healthy: Path, tmp_path: Path) -> Path:
     """A copy of the run and of all that it made."""
-    shutil.copytree(healthy.parent, tmp_path / "runs")
-    return tmp_path / "runs" / healthy.name
+    return finished_runs.copied(healthy, tmp_path)
 
 
 def named(folder: Path) -> dict[str, str]:
@@ -85,20 +52,9 @@ def named(folder: Path) -> dict[str, str]:
     return {finding.mode.name: finding.where for finding in found}
 
 
-def artifact(folder: Path, stage: str) -> Path:
-    stages = json.loads((folder / "summary.json").read_text())["stages"]
-    return folder.parent / "artifacts" / stages[stage]["artifact"]
-
-
-def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
 def test_a_healthy_run_shows_nothing_when_its_models_are_asked(healthy: Path) -> None:
     given = finished.of_run(healthy, lambda line: None, seconds=math.inf)
-    assert not {finding.mode.name for finding in given.diagnosis.findings} & PROBED
+    assert given.diagnosis.findings == ()
     asked = {(mode.name, where) for mode, where in given.diagnosis.checked}
     assert {
         ("eos-not-learned", "sft"),
@@ -116,16 +72,7 @@ def test_a_healthy_run_shows_nothing_when_its_models_are_asked(healthy: Path) ->
 
 def head_drawn_anew(folder: Path) -> None:
     torch.manual_seed(0)
-    weights(artifact(folder, "reward"), lambda tensors: tensors["score.weight"].normal_(0, 1))
-
-
-def without_head(folder: Path) -> None:
-    weights(artifact(folder, "reward"), lambda tensors: tensors.pop("score.weight"))
-
-
-def padded_on_the_right(folder: Path) -> None:
-    path = artifact(folder, "ppo") / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "padding_side": "right"}))
+    weights(folder, "reward", lambda tensors: tensors["score.weight"].normal_(0, 1))
 
 
 def labels_shifted(folder: Path) -> None:
@@ -137,12 +84,6 @@ def labels_shifted(folder: Path) -> None:
             starts = np.cumsum([0, *index["sizes"][:-1]]) // 2
         kept[torch.from_numpy(starts)] -= 1
         path.write_bytes(kept.to(torch.uint16).numpy().tobytes())
-
-
-def bare_base(folder: Path) -> None:
-    """The SFT folder holds the base's weights, and its adapter lies beside them unmerged."""
-    recipe = load_recipe(str(folder / "recipe.yaml"), environment={}).recipe
-    shutil.copy(Path(recipe.model.path) / "model.safetensors", artifact(folder, "sft") / "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -159,6 +100,59 @@ def bare_base(folder: Path) -> None:
 def test_a_fault_in_what_was_made_is_named(again: Path, fault: Callable[[Path], None], mode: str, where: str) -> None:
     fault(again)
     assert named(again).get(mode) == where
+
+
+def first(folder: Path, *options: str) -> tuple[str, str]:
+    """What `assay doctor RUN` names first, and where."""
+    said = CliRunner().invoke(app, ["doctor", str(folder), "--json", *options], prog_name="assay")
+    finding, *_ = json.loads(said.stdout)["findings"]
+    return finding["mode"], finding["where"]
+
+
+def turned(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+
+
+def test_one_label_in_four_that_is_wrong_is_named_first(tmp_path: Path) -> None:
+    rows = [turned(row) if number % 4 == 0 else row for number, row in enumerate(pairs(480))]
+    slowly = {"optim": {"learning_rate": 1e-3}}
+    assert first(finished_runs.made(tmp_path, rows, stages=["reward"], reward=slowly)) == ("label-noise", "reward")
+
+
+def test_labels_by_lot_are_named_first(tmp_path: Path) -> None:
+    coin = random.Random(1)
+    rows = [turned(row) if coin.random() < 0.5 else row for row in pairs(320)]
+    found = finished_runs.made(tmp_path, rows, stages=["reward"])
+    assert first(found, "--no-probe") == ("reward-at-chance", "reward")  # which the log tells already
+
+
+def test_held_out_pairs_that_were_learnt_under_another_system_turn_are_named_first(tmp_path: Path) -> None:
+    with finished_runs.learnt_before(tmp_path) as folder:
+        assert first(folder) == ("too-good-to-be-true", "reward")
+
+
+def test_a_program_that_takes_the_mean_of_means_is_named_first(healthy: Path) -> None:
+    with mean_of_means(ASKED):
+        assert first(healthy) == ("accumulation-bias", "sft")
+
+
+def test_dropout_while_scores_are_read_is_named_before_the_head_that_seems_lost(healthy: Path) -> None:
+    with loading(ask_reward, "load_reward_model", lambda model: with_dropout(model.backbone.model)):
+        assert named(healthy).keys() >= {"fluctuating-accuracy", "head-lost"}
+        assert first(healthy) == ("fluctuating-accuracy", "reward")
+
+
+def test_a_policy_whose_adapter_does_not_begin_at_nothing_is_named_first(again: Path) -> None:
+    inject = Adapters._inject
+
+    def begin_somewhere(self: Adapters, name: str, config: Any) -> None:
+        config.init_lora_weights = name != "policy"
+        inject(self, name, config)
+
+    with patch.object(Adapters, "_inject", begin_somewhere):
+        recipe = load_recipe(str(again / "recipe.yaml"), [f"runs_dir={again.parent}"], environment={})
+        found = run(recipe, replace(finished_runs.QUIET, start="ppo"))["dir"]
+        assert first(Path(found)) == ("kl-before-training", "ppo")
 
 
 def test_what_the_logs_cannot_tell_stays_told_when_the_models_have_answered(again: Path) -> None:

@@ -120,13 +120,20 @@ class Optimizer:
 
 def resume(ctx: RunContext, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
     """Load the last checkpoint, if there is one: the step to go on with, and the stage's own state."""
-    saved = ctx.restore()
+    saved = _restored(ctx)
     optimizer.factor = ctx.remedy.rate
     if saved is None:
         return 0, {}
     step, tensors, state = saved
     optimizer.load(tensors)
     return step, state
+
+
+def _restored(ctx: RunContext) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """The last checkpoint. What was computed before it is asked for is computed again at every start."""
+    if ctx.interrupted():
+        raise Interrupted("stopped before the stage learnt anything new; a checkpoint of an earlier start stays")
+    return ctx.restore()
 
 
 def finish_step(
@@ -196,7 +203,7 @@ def save(ctx: RunContext, done: int, optimizers: Mapping[str, Optimizer], best: 
 
 def restore(ctx: RunContext, optimizers: Mapping[str, Optimizer]) -> tuple[int, Best, dict[str, Any]]:
     """Inverse of `save`: the iteration to go on with, the best so far, the stage's own state; fresh ones at a start."""
-    saved = ctx.restore()
+    saved = _restored(ctx)
     for optimizer in optimizers.values():
         optimizer.factor = ctx.remedy.rate
     if saved is None:

@@ -144,7 +144,8 @@ class Engine:
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams, *, seeds: Sequence[int]) -> list[Generation]:
         """One response a prompt, in the order of the prompts; sample i depends on prompt i and seed i alone.
 
-        Raises `UsageError` when a prompt and the response do not fit the model's context.
+        Raises `UsageError` when a prompt and the response do not fit the model's context, or a stop string can never
+        come.
         """
         rendered = self._render(prompts, params)
         samples = [Sample(ids, cut, seed) for (ids, cut), seed in zip(rendered, seeds, strict=True)]
@@ -338,6 +339,7 @@ class Engine:
     def _stops(self, stop: tuple[str, ...]) -> StopStrings:
         if stop not in self._stopping:
             self._stopping[stop] = StopStrings(self.policy.tokenizer, (*stop, *self.renderer.stop_strings))
+            self._stopping[stop].check(stop)
         return self._stopping[stop]
 
     def _result(self, prompt: Prompt, sample: Sample, params: SamplingParams) -> Generation:

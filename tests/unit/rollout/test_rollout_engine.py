@@ -19,6 +19,7 @@ from assay.errors import ModelError, TrainingError, UsageError
 from assay.models.policy import Policy, load_policy
 from assay.rollout.config import SamplingParams
 from assay.rollout.engine import Engine
+from assay.rollout.stops import StopStrings
 from assay.types import Prompt
 
 PROMPTS = [Prompt.ask(text) for text in ("what time is it?", "could you help me, please?", "the quick brown fox", "no")]
@@ -96,6 +97,14 @@ def test_a_stop_string_ends_the_sample_though_it_is_split_across_tokens(
     scripted(engine, monkeypatch, "yes, of course")
     [got] = engine.generate(PROMPTS[:1], SamplingParams(max_new_tokens=30, stop=stop), seeds=[0])
     assert (got.text, got.finish, len(got.ids)) == (text, "stop", taken)
+
+
+def test_a_stop_string_that_can_never_come_is_one_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StopStrings, "alone", ["a", "b", " "])  # all that this tokenizer can write
+    scripted(engine, monkeypatch, "abc")
+    with pytest.raises(UsageError, match=r"sampling\.stop: 'b c' can never stand in an answer.* holds 'c'") as caught:
+        engine.generate(PROMPTS[:1], SamplingParams(max_new_tokens=5, stop=("ab", "b c")), seeds=[0])
+    assert "sampling.stop" in caught.value.hint
 
 
 def test_a_stop_string_inside_one_token_is_found(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests import tiny
 from tests.unit.pipeline.fakes import Fakes
 from transformers import AutoConfig
 
 from assay.data.pack import collate
-from assay.data.render import Row
+from assay.data.render import Renderer, Row
 from assay.errors import UsageError
 from assay.models.config import LoraConfig
 from assay.models.faster import LARGE
+from assay.models.policy import load_policy
 from assay.pipeline import environment, footprint, plan
 from assay.pipeline.artifacts import Store
 from assay.pipeline.footprint import LiveBytes, Model, taken
@@ -25,6 +29,9 @@ from assay.pipeline.inputs import prepare
 from assay.pipeline.recipe import load_recipe
 from assay.pipeline.runner import Request, check_up, run, selected
 from assay.pipeline.workload import Pass, decoded
+from assay.rollout.config import SamplingParams
+from assay.rollout.engine import Engine, Slots
+from assay.types import Prompt
 
 WIDTH, WORDS, INNER, BLOCKS = 32, 100, 80, 3
 LLAMA = AutoConfig.for_model(
@@ -151,8 +158,40 @@ def test_a_later_micro_batch_finds_the_gradients_of_the_first() -> None:
         ([2, 11], 2, (10, 11)),  # the short one makes way after its step
     ],
 )
-def test_decoding_steps_are_those_of_the_engine(lengths: list[int], most: int, expected: tuple[int, int]) -> None:
+def test_decoding_steps_are_those_of_the_engine(
+    lengths: list[int], most: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert decoded(lengths, most) == expected
+    assert steps_of_the_engine(lengths, most, monkeypatch) == expected
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("most", [3, 10, 24])
+def test_decoding_many_answers_takes_the_steps_of_the_engine(
+    seed: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = random.Random(seed)
+    lengths = [noise.randint(1, 16) for _ in range(noise.randint(8, 60))]
+    (steps, rows), (taken, seen) = decoded(lengths, most), steps_of_the_engine(lengths, most, monkeypatch)
+    assert steps == taken
+    assert seen <= rows <= 1.02 * seen
+
+
+def steps_of_the_engine(lengths: list[int], most: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Steps that the engine itself takes for answers of these lengths, and the rows of all of them together."""
+    policy, rows, step = load_policy(tiny.folder("llama"), trainable=False), list[int](), Engine._step
+
+    def counted(engine: Engine, slots: Slots, *settings: Any) -> None:
+        rows.append(len(slots.samples))
+        step(engine, slots, *settings)
+
+    monkeypatch.setattr(Engine, "_step", counted)
+    monkeypatch.setattr(Engine, "_ends_here", lambda engine, sample, stops: len(sample.ids) == lengths[sample.seed])
+    engine = Engine(policy, Renderer(policy.tokenizer, max_length=64), max_batch=most)
+    prompts = [Prompt.ask("what time is it?")] * len(lengths)
+    given = engine.generate(prompts, SamplingParams(max_new_tokens=16), seeds=range(len(lengths)))
+    assert [len(answer.ids) for answer in given] == lengths
+    return len(rows), sum(rows)
 
 
 def test_what_cannot_fit_is_refused_with_settings_that_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,6 +199,7 @@ def test_a_model_that_can_share_no_prompt_says_so_once_and_only_where_something_
         first, again = (policy.logprobs(collate(FAMILY, policy.pad_id)).logprobs_BR for _ in range(2))
     assert torch.equal(first, again)
     [said] = caplog.messages
+    assert said.endswith(": it takes neither trees of rows nor the cache of a prompt")
     assert "gpt2 reads a prompt again for each of its answers" in said
     assert first[1, :3].tolist() == pytest.approx(by_hand(policy, FAMILY[1], 1.0)[0], abs=1e-4)
 
@@ -242,9 +243,18 @@ def test_a_model_whose_class_does_not_name_its_trunk_scores_as_by_hand(tmp_path:
         assert got[b, : len(expected)].tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_where_activations_are_computed_again_there_is_no_cache_to_read_on_from() -> None:
+def test_where_activations_are_computed_again_there_is_no_cache_to_read_on_from(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is said names the setting, and without it the same rows are read on from."""
     policy = load_policy(tiny.folder("gpt_neo"), gradient_checkpointing=True)
     assert not policy.backbone.reads_on
+    with torch.no_grad():
+        policy.logprobs(collate(WIDE, policy.pad_id))
+    [said] = caplog.messages
+    assert "gpt_neo reads a prompt again for each of its answers" in said
+    assert "once with gradient_checkpointing=false" in said
+    assert load_policy(tiny.folder("gpt_neo")).backbone.reads_on
 
 
 def test_the_gradient_is_that_of_the_full_logits() -> None:

@@ -1,4 +1,4 @@
-"""One model in memory, any transformers causal language model or encoder, and forward passes through its trunk."""
+"""One model in memory, a causal language model or encoder of transformers, and forward passes through its trunk."""
 
 from __future__ import annotations
 

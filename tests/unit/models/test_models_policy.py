@@ -299,21 +299,28 @@ def test_a_saved_policy_opens_in_plain_transformers_with_equal_logits(tmp_path: 
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).pad_token_id == policy.pad_id
 
 
-def test_logits_that_are_capped_after_the_head_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("gemma2", {"head_dim": 16, "final_logit_softcapping": 0.5}),
+        ("cohere", {"logit_scale": 0.0625}),
+        ("granite", {"logits_scaling": 8.0}),
+    ],
+)
+def test_logits_that_are_capped_or_scaled_after_the_head_are_refused(
+    kind: str, changed: dict[str, float], tmp_path: Path
+) -> None:
     shape = {
         "hidden_size": 32,
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
         "intermediate_size": 32,
-        "head_dim": 16,
     }
     words = tiny.tokenizer()
-    config = transformers.AutoConfig.for_model(
-        "gemma2", **shape, num_key_value_heads=1, vocab_size=len(words), final_logit_softcapping=0.5
-    )
+    config = transformers.AutoConfig.for_model(kind, **shape, **changed, num_key_value_heads=1, vocab_size=len(words))
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="after the head"):
+    with pytest.raises(ModelError, match=f"{kind} changes its logits after the head"):
         load_policy(tmp_path)
 
 

@@ -158,14 +158,24 @@ def test_a_row_beyond_the_models_positions_is_refused_with_the_number(policy: Po
     assert "max_length to 128" in caught.value.hint
 
 
-def test_a_model_with_another_kind_of_memory_is_refused_by_name(tmp_path: Path) -> None:
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "num_heads": 4, "head_dim": 16, "n_groups": 1}
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("mamba2", {"state_size": 4, "num_heads": 4, "head_dim": 16, "n_groups": 1}),
+        ("lfm2", {**tiny.SHAPE["llama"], "layer_types": ["conv", "full_attention"]}),
+        ("llama4_text", {**tiny.SHAPE["llama"], "intermediate_size_mlp": 64, "head_dim": 8, "num_local_experts": 2}),
+    ],
+)
+def test_a_model_with_another_kind_of_memory_is_refused_by_name(
+    kind: str, shape: dict[str, Any], tmp_path: Path
+) -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, **shape}
     words = tiny.tokenizer()
-    config = transformers.AutoConfig.for_model("mamba2", **shape, vocab_size=len(words))
+    config = transformers.AutoConfig.for_model(kind, **shape, vocab_size=len(words))
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
     policy = load_policy(tmp_path, trainable=False)
-    with pytest.raises(ModelError, match="mamba2 cannot be sampled from"):
+    with pytest.raises(ModelError, match=f"{kind} cannot be sampled from"):
         Engine(policy, Renderer(policy.tokenizer, template="chat", max_length=64), max_batch=2)
 
 

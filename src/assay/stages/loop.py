@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -219,14 +221,16 @@ def pick(prompts: Sequence[T], count: int, iteration: int, seed: int) -> list[T]
     """The prompts, or demonstrations, of one iteration: shuffled passes over all of them, cut into batches."""
     if not prompts:
         raise DataError("there are no training prompts", hint="give data.prompts a path, or lower the split shares")
-    chosen = []
-    for position in range(iteration * count, (iteration + 1) * count):
-        epoch, offset = divmod(position, len(prompts))
-        if not chosen or offset == 0:
-            order = list(range(len(prompts)))
-            rng.python_rng(seed, "prompts", epoch).shuffle(order)
-        chosen.append(prompts[order[offset]])
-    return chosen
+    places = (divmod(position, len(prompts)) for position in range(iteration * count, (iteration + 1) * count))
+    return [prompts[order(len(prompts), epoch, seed)[offset]] for epoch, offset in places]
+
+
+@functools.lru_cache(maxsize=4)  # distillation asks for prompts and demonstrations, at the end of a pass for two each
+def order(count: int, epoch: int, seed: int) -> Sequence[int]:
+    """The numbers from 0 to `count`, shuffled for one pass."""
+    shuffled = array("q", range(count))  # a list of a million numbers would be 40 MB
+    rng.python_rng(seed, "prompts", epoch).shuffle(shuffled)
+    return shuffled
 
 
 def numbers(report: Mapping[str, Any], *, prefix: str = "") -> dict[str, float]:

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from tests.unit.pipeline.fakes import Fakes
 from transformers import AutoConfig
 
 from assay.data.pack import collate
+from assay.data.prepared import Prepared, Splits
 from assay.data.render import Renderer, Row
 from assay.errors import UsageError
 from assay.models.config import LoraConfig
 from assay.models.faster import LARGE
 from assay.models.policy import load_policy
 from assay.pipeline import environment, footprint, plan
+from assay.pipeline.architecture import TEXTS, Architectures
 from assay.pipeline.artifacts import Store
 from assay.pipeline.footprint import LiveBytes, Model, taken
 from assay.pipeline.inputs import prepare
@@ -31,7 +34,7 @@ from assay.pipeline.runner import Request, check_up, run, selected
 from assay.pipeline.workload import Pass, decoded
 from assay.rollout.config import SamplingParams
 from assay.rollout.engine import Engine, Slots
-from assay.types import Prompt
+from assay.types import Preference, Prompt
 
 WIDTH, WORDS, INNER, BLOCKS = 32, 100, 80, 3
 LLAMA = AutoConfig.for_model(
@@ -134,6 +137,29 @@ print("sklearn.linear_model" in sys.modules, estimator.process_mb - before)
     imported, grown_mb = told.stdout.split()
     assert imported == "True"
     assert float(grown_mb) > 40
+
+
+class Counted(Sequence[Preference]):
+    """Many pairs, and how many of them were read."""
+
+    read = 0
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, index: Any) -> Any:
+        self.read += 1
+        return Preference(Prompt.ask(f"what is {index}?"), f"the number {index}", "nothing")
+
+
+def test_the_tokenizer_of_a_model_that_is_not_here_is_made_from_as_much_text_as_it_needs(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("model: someone/elsewhere\ndata: {world: frontdesk}\nstages: [sft: {}]\n")
+    steps = selected(load_recipe(str(file), [f"runs_dir={tmp_path / 'runs'}"]), Request(), fetch=False)
+    pairs = Counted()
+    known = Architectures({step.id: step for step in steps}, Prepared(preferences=Splits(pairs, [], [])))
+    assert len(known.tokenizer(steps[1])) > 256
+    assert pairs.read == TEXTS / 2  # of two answers each
 
 
 def test_activations_grow_in_proportion_to_the_rows() -> None:

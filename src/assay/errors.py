@@ -49,6 +49,6 @@ class StorageError(AssayError):
 
 
 class Interrupted(AssayError):
-    """The user asked to stop; a checkpoint was saved."""
+    """The user asked to stop; what was done is kept, in artifacts and in a checkpoint."""
 
     exit_code = 130

@@ -99,9 +99,13 @@ class JudgedSteps:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a policy answered. `finish` is "length" when it ran out of tokens before it ended."""
+    """What a policy answered. `finish` is "length" when it ran out of tokens before it ended.
+
+    `cut`: it was not shown all of the prompt, which was too long.
+    """
 
     prompt: Prompt
     response: str
     finish: FinishReason
     tokens: int
+    cut: bool = False

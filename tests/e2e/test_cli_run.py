@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +43,29 @@ POLICY_METRICS = """
     win_rate win_rate_low win_rate_high truth_before truth_after kl kl_target entropy_before entropy_after
     value_loss_first value_loss_last explained_variance first_ratio_error harmful_refusal_before harmful_refusal_after
     over_refusal_before over_refusal_after repetition_before repetition_after episodes episodes_per_s
+"""
+
+
+INTERRUPTED = """\
+# An `assay` command that gets one Ctrl-C in the middle of a rollout: with the third token of all answers.
+import os, signal, sys
+from assay.cli.main import app
+from assay.rollout.engine import Engine
+from assay.stages.online import Online
+
+sample, step = Online.sample, Engine._step
+
+def sampled(self, prompts, *purpose):
+    def interrupted(engine, slots, *settings):
+        step(engine, slots, *settings)
+        if "/".join(map(str, purpose)) == sys.argv[1] and len(slots.samples[0].ids) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            Engine._step = step
+    Engine._step = interrupted
+    return sample(self, prompts, *purpose)
+
+Online.sample = sampled
+app(sys.argv[2:])
 """
 
 
@@ -172,6 +196,34 @@ def test_killed_at_random_moments_a_run_ends_bit_identical(
     summary = finished(Command(tmp_path / "log", *words))
     assert artifacts(summary) == artifacts(json.loads(whole[1]))
     assert weights(tmp_path / "runs") == weights(whole[0])
+
+
+@pytest.mark.parametrize(
+    ("rollout", "stopped"),
+    [("episodes/2", "stopped after 3 of 6; the checkpoint is saved"), ("test", "stopped before the stage learnt")],
+)
+def test_an_interrupt_amid_a_rollout_ends_cleanly_and_the_run_goes_on_bit_identical(
+    recipe: Path, whole: tuple[Path, str], tmp_path: Path, rollout: str, stopped: str
+):
+    runs, made = tmp_path / "runs", json.loads(whole[1])["stages"]
+    for name in ("data", "pretrain", "sft", "reward"):
+        shutil.copytree(*(folder / "artifacts" / made[name]["artifact"] for folder in (whole[0], runs)))
+    words = ["run", str(recipe), f"runs_dir={runs}", "--only", "ppo", "--json"]
+    first = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, rollout, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert (first.returncode, first.stdout) == (130, "")
+    assert first.stderr.count("stopping where nothing is lost: after this step") == 1
+    assert f"error: {stopped}" in first.stderr
+    assert f"hint: resume with: assay run {recipe} runs_dir={runs} --only ppo" in first.stderr
+
+    finished(Command(tmp_path / "log", *words))
+    policy = f"artifacts/{made['ppo']['artifact']}/"
+    expected = {file: data for file, data in weights(whole[0]).items() if file.startswith(policy)}
+    assert {file: data for file, data in weights(runs).items() if file.startswith(policy)} == expected
 
 
 def test_a_prompt_longer_than_the_context_is_cut_and_its_response_still_learned(

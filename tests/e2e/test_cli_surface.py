@@ -117,7 +117,9 @@ def test_exit_codes_say_who_can_fix_it():
     assert (what, code) == ("a fault in assay itself: KeyError: 'lost'", 1)
     assert "--debug" in hint
     for said in ("CUDA out of memory. Tried to allocate", "DefaultCPUAllocator: can't allocate memory: you tried"):
-        assert "micro_batch_size" in explain(RuntimeError(said))[1]
+        same, changed = explain(RuntimeError(said))[1].split(";")
+        assert all(name in same for name in ("micro_batch_size", "decode_batch", "gradient_checkpointing=true"))
+        assert all(name in changed for name in ("lora", "max_length"))
 
 
 def test_config_ls_lists_the_recipes_with_what_they_say_about_themselves():

@@ -133,3 +133,21 @@ def test_episodes_without_an_advantage_are_left_out_only_where_they_teach_nothin
     for one, other in zip(left_out, gradient(), strict=True):
         torch.testing.assert_close(one, other)
     assert left_out[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_the_kl_that_stops_the_inner_epochs_is_that_of_all_episodes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those without an advantage are left out of the gradient, and not of what decides whether there is another."""
+    config = COMPOSED[name].model_copy(update={"inner_epochs": 2})
+
+    def drift(most: int | None) -> float:
+        noise = torch.Generator().manual_seed(3)
+        policy, batch = Given(noise), episodes(noise)
+        batch.advantages_BR[1::2] = 0.0
+        changed = config.model_copy(update={"micro_batch_size": most})
+        return policy_step(batch, policy, changed, BETA)["policy/approxkl_avg"]  # type: ignore[arg-type]
+
+    left_out = [drift(1), drift(None)]
+    monkeypatch.setattr(Experience, "with_signal", lambda self: list(range(len(self.rows))))
+    assert left_out == pytest.approx([drift(None)] * 2, rel=1e-5)
+    assert left_out[0] > 0

@@ -179,7 +179,6 @@ def surrogate_loss(
     if bound is not None:
         loss_BT = dual_clip(loss_BT, advantages_BT, bound=bound)
     with torch.no_grad():
-        drift_BT = tokens_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         rho_BT = ratio_BT.exp()
         match kind:
             case "clip":
@@ -191,7 +190,7 @@ def surrogate_loss(
         if bound is not None:
             cut_BT = cut_BT | ((advantages_BT < 0) & (rho_BT > bound))
         metrics = {
-            "approxkl": zero_pads(k3(torch.zeros_like(drift_BT), drift_BT), mask_BT).sum(),
+            "approxkl": approxkl(logprobs_BT, old_logprobs_BT, mask_BT),
             "clipfrac": (cut_BT & mask_BT).to(loss_BT.dtype).sum(),
         }
     return (weights_BT * zero_pads(loss_BT, mask_BT)).sum(), metrics
@@ -207,6 +206,13 @@ def clip_binds(log_ratio_BT: Tensor, advantages_BT: Tensor, *, clip_low: float, 
     too_likely_BT = (advantages_BT > 0) & (ratio_BT > 1 + clip_high)
     too_unlikely_BT = (advantages_BT < 0) & (ratio_BT < 1 - clip_low)
     return too_likely_BT | too_unlikely_BT
+
+
+@torch.no_grad()
+def approxkl(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Σ over counted tokens of the k3 estimate of KL(π_old‖π), nats. Shapes: [B, T] each → scalar."""
+    drift_BT = log_ratio(logprobs_BT, old_logprobs_BT, mask_BT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return zero_pads(k3(torch.zeros_like(drift_BT), drift_BT), mask_BT).sum()
 
 
 @torch.no_grad()

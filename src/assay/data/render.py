@@ -69,13 +69,19 @@ class Renderer:
         Too long a dialogue loses its oldest turns first, then the beginning of its last turn; a system turn,
         the leading BOS and the last turn's own header stay.
         """
+        return self.fitted(prompt, reserve=reserve)[0]
+
+    def fitted(self, prompt: Prompt, *, reserve: int = 1) -> tuple[list[int], bool]:
+        """`prompt`, and whether the dialogue was too long and is cut."""
         room = max(self.max_length - reserve, 1)
         turns = prompt.messages
         ids = self._prompt_ids(turns)
+        if len(ids) <= room:
+            return ids, False
         while len(ids) > room and (shorter := _without_oldest(turns)):
             turns = shorter
             ids = self._prompt_ids(turns)
-        return ids if len(ids) <= room else self._cut(turns, ids, room)
+        return ids if len(ids) <= room else self._cut(turns, ids, room), True
 
     def response(self, text: str, *, end: bool = True) -> list[int]:
         """Ids to append to a prompt's; `end` adds the token that ends the turn."""

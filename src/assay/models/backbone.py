@@ -1,4 +1,4 @@
-"""One model in memory, any transformers causal language model or encoder, and forward passes through its trunk."""
+"""One model in memory, a causal language model or encoder of transformers, and forward passes through its trunk."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Backbone:
             if self.reads_on:
                 states_MD, places_BT = read_on(self, batch.rows, adapter)
                 return states_MD.index_select(0, places_BT.flatten()[places_N])
-            say_that_prompts_are_read_again(self.model.config.model_type)
+            say_that_prompts_are_read_again(self.model.config.model_type, self._computes_again and self.takes_caches)
         return self.hidden(batch, adapter, read=places_N).flatten(0, 1).index_select(0, places_N)
 
     def forest(self, batch: TokenBatch) -> Forest | None:
@@ -172,13 +172,18 @@ class Backbone:
 
         return self._takes_positions and self._comes_out_alike(in_trees)
 
-    @functools.cached_property
+    @property
     def reads_on(self) -> bool:
-        """Whether rows come out of the cache of their prompt as they come out alone; a few tokens are tried once.
+        """Whether rows are read on from the cache of their prompt.
 
         Not where activations are computed again in the backward pass: transformers drops caches there.
         """
-        return not self._computes_again and self._comes_out_alike(lambda rows: read_on(self, rows, None))
+        return not self._computes_again and self.takes_caches
+
+    @functools.cached_property
+    def takes_caches(self) -> bool:
+        """Whether rows come out of the cache of their prompt as they come out alone; a few tokens are tried once."""
+        return self._comes_out_alike(lambda rows: read_on(self, rows, None))
 
     def _comes_out_alike(self, read: Callable[[Sequence[Row]], tuple[Tensor, Tensor]]) -> bool:
         """Whether `read` gives states [M, D] and places [B, T] among them that are those of padded rows."""
@@ -281,12 +286,15 @@ def shares_a_prompt(rows: Sequence[Row]) -> bool:
 
 
 @functools.cache
-def say_that_prompts_are_read_again(model_type: str) -> None:
-    """Once in a process."""
-    logging.getLogger(__name__).warning(
-        "%s reads a prompt again for each of its answers: it takes neither trees of rows nor the cache of a prompt",
-        model_type,
+def say_that_prompts_are_read_again(model_type: str, cache_dropped: bool) -> None:
+    """Once in a process; `cache_dropped`: the model could read on from a prompt's cache, and its settings forbid it."""
+    why = (
+        "it takes no trees of rows here, and gradient_checkpointing drops the cache of a prompt; "
+        "each is read once with gradient_checkpointing=false (a smaller micro_batch_size takes less memory, too)"
+        if cache_dropped
+        else "it takes neither trees of rows nor the cache of a prompt"
     )
+    logging.getLogger(__name__).warning("%s reads a prompt again for each of its answers: %s", model_type, why)
 
 
 def rates(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:

@@ -1,4 +1,4 @@
-"""Models and tokenizers from a folder to memory and back: any transformers causal language model, or encoder."""
+"""Models and tokenizers from a folder to memory and back: causal language models and encoders of transformers."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from transformers import AutoConfig
@@ -55,7 +56,7 @@ class Architectures:
             with suppress(AssayError):
                 self._tokenizers[key] = load_tokenizer(locate(origin, fetch=False))
         if key not in self._tokenizers:
-            texts = list((self.data.text or training_dialogues(self.data))[:TEXTS])
+            texts = list(islice(self.data.text or training_dialogues(self.data), TEXTS))
             self._tokenizers[key] = train_tokenizer(texts, words)
         return self._tokenizers[key]
 

@@ -39,9 +39,8 @@ def device(wanted: str) -> str:
 
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    present = {"cpu": True, "mps": torch.backends.mps.is_available()}
-    name, _, index = wanted.partition(":")
-    if not present.get(name, int(index or 0) < torch.cuda.device_count()):
+    _, _, index = wanted.partition(":")
+    if wanted != "cpu" and int(index or 0) >= torch.cuda.device_count():
         raise UsageError(f"device: this machine has no {wanted}", hint="use device=auto")
     return wanted
 

@@ -45,6 +45,7 @@ from assay.pipeline.plan import Need, estimator_of, memory_needs
 from assay.pipeline.questions import before, compares
 from assay.pipeline.recipe import NamedRecipe
 from assay.pipeline.steps import Step, is_hub_id
+from assay.rollout.stops import StopStrings
 from assay.stages.config import DistillConfig, PretrainConfig
 from assay.worlds.config import WorldData
 
@@ -168,6 +169,8 @@ def look_at_stages(
         with gathered.refusing():
             look.rows(step)
         with gathered.refusing():
+            look.stops(step)
+        with gathered.refusing():
             look.vocabularies(step)
         with gathered.refusing():
             look.models(step)
@@ -224,6 +227,13 @@ class _Stages:
         if sampling and not items and self.first("prompts", sampling.max_new_tokens, *shared):
             room = max(0, renderer.max_length - sampling.max_new_tokens)
             self.gathered.evidence.append(Prompts(step.id, renderer, self.data.prompts.train, room))
+
+    def stops(self, step: Step) -> None:
+        """Stop strings that the stage's tokenizer can never write, where it is here."""
+        assert step.node is not None
+        sampling, origin = getattr(step.node.config, "sampling", None), self.architectures.origin(step)
+        if sampling and sampling.stop and isinstance(origin, str) and _here(origin):
+            StopStrings(self.architectures.tokenizer(step), sampling.stop).check(sampling.stop)
 
     def vocabularies(self, step: Step) -> None:
         """Of the one role that must speak the words of another: a student those of its teacher."""

@@ -64,8 +64,10 @@ def _not_both(data: Any) -> Any:
 
 
 def _known_device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise ValueError(f'must be auto, cpu, mps, cuda or cuda:1, not "{name}"')
+    if re.fullmatch(r"mps(:\d+)?", name):
+        raise ValueError("mps has no float64, in which tokens are drawn; set device to cpu")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError(f'must be auto, cpu, cuda or cuda:1, not "{name}"')
     return name
 
 
@@ -90,7 +92,7 @@ class Recipe(Config):
     stages: list[Stage] = Field(min_length=1, description="stages in order, each `kind: {settings}`")
     seed: int = Field(0, ge=0, description="seed of everything random in the run")
     runs_dir: str = Field("runs", min_length=1, description="folder of runs and artifacts")
-    device: Device = Field("auto", description="auto, cpu, mps, cuda or cuda:1")
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:1")
     track: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         default_factory=list, description="where metrics go besides metrics.jsonl"
     )

@@ -301,7 +301,7 @@ def flat(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def stop_on_signals(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM asks to stop after the current step; the second stops at once."""
+    """The first Ctrl-C or SIGTERM asks to stop where nothing is lost; the second stops at once."""
     import signal
 
     asked: list[int] = []
@@ -310,7 +310,10 @@ def stop_on_signals(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        say("stopping after this step and saving a checkpoint; once more stops at once")
+        say(
+            "stopping where nothing is lost: after this step, with a checkpoint, or after a stage that saves none; "
+            "once more stops at once"
+        )
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

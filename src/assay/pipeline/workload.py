@@ -231,7 +231,7 @@ class Workload:
         return self._examples(data.rankings.train or data.preferences.train or data.verdicts.train)
 
     def _documents(self) -> list[Rows]:
-        texts = _some(self.data.text or training_dialogues(self.data))
+        texts = _some(self.data.text or list(training_dialogues(self.data)))
         return [(row,) for text in texts for row in blocks(self.renderer, text, self.config.max_length)]
 
     def _answered(self, prompts: Sequence[list[int]], copies: int = 1) -> list[Rows]:

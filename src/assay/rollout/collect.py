@@ -45,6 +45,8 @@ class Rollouts:
     """True where the response ended by itself."""
     empty_B: Tensor
     """True where the response has no text: nobody compares such answers, so a reward model knows nothing of them."""
+    cut_B: Tensor
+    """True where the prompt was too long, and lost its beginning."""
 
     @classmethod
     def of(
@@ -63,15 +65,16 @@ class Rollouts:
             torch.tensor(scores, device=device),
             torch.tensor([g.finish == "stop" for g in generations], device=device),
             torch.tensor([not g.text for g in generations], device=device),
+            torch.tensor([g.cut for g in generations], device=device),
         )
 
     @property
     def completions(self) -> list[Completion]:
         """The responses as plain text, for evaluation."""
-        finished, lengths = self.finished_B.tolist(), self.mask_BR.sum(1).tolist()
+        columns = (tensor.tolist() for tensor in (self.finished_B, self.mask_BR.sum(1), self.cut_B))
         return [
-            Completion(prompt, text, "stop" if ended else "length", length)
-            for prompt, text, ended, length in zip(self.prompts, self.texts, finished, lengths, strict=True)
+            Completion(prompt, text, "stop" if ended else "length", length, cut)
+            for prompt, text, ended, length, cut in zip(self.prompts, self.texts, *columns, strict=True)
         ]
 
     def take(self, index: Sequence[int]) -> Rollouts:
@@ -87,6 +90,7 @@ class Rollouts:
             self.scores_B[i],
             self.finished_B[i],
             self.empty_B[i],
+            self.cut_B[i],
         )
 
     def kl_B(self) -> Tensor:
@@ -115,6 +119,7 @@ def joined(parts: Sequence[Rollouts]) -> Rollouts:
         torch.cat([part.scores_B for part in parts]),
         torch.cat([part.finished_B for part in parts]),
         torch.cat([part.empty_B for part in parts]),
+        torch.cat([part.cut_B for part in parts]),
     )
 
 

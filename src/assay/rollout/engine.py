@@ -44,6 +44,7 @@ class Sample:
     """One response in the making."""
 
     prompt_ids: list[int]
+    cut: bool
     seed: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -141,10 +142,11 @@ class Engine:
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams, *, seeds: Sequence[int]) -> list[Generation]:
         """One response a prompt, in the order of the prompts; sample i depends on prompt i and seed i alone.
 
-        Raises `UsageError` when a prompt and the response do not fit the model's context.
+        Raises `UsageError` when a prompt and the response do not fit the model's context, or a stop string can never
+        come.
         """
         rendered = self._render(prompts, params)
-        samples = [Sample(ids, seed) for ids, seed in zip(rendered, seeds, strict=True)]
+        samples = [Sample(ids, cut, seed) for (ids, cut), seed in zip(rendered, seeds, strict=True)]
         if params.no_repeat_ngram:
             for sample in samples:
                 sample.ngrams = NgramBlock(params.no_repeat_ngram, sample.prompt_ids)
@@ -159,7 +161,7 @@ class Engine:
             self.policy.model.train(training)
         return [self._result(prompt, sample, params) for prompt, sample in zip(prompts, samples, strict=True)]
 
-    def _render(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
+    def _render(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[tuple[list[int], bool]]:
         room = self.renderer.max_length - params.max_new_tokens
         if room < 1:
             raise UsageError(
@@ -167,8 +169,8 @@ class Engine:
                 f"({self.renderer.max_length})",
                 hint="lower sampling.max_new_tokens, or raise max_length",
             )
-        rendered = [self.renderer.prompt(prompt, reserve=params.max_new_tokens) for prompt in prompts]
-        longest = max(map(len, rendered), default=0) + params.max_new_tokens
+        rendered = [self.renderer.fitted(prompt, reserve=params.max_new_tokens) for prompt in prompts]
+        longest = max((len(ids) for ids, _ in rendered), default=0) + params.max_new_tokens
         if longest > self.policy.context:
             raise UsageError(
                 f"prompt and response take up to {longest} tokens, and the model has {self.policy.context} positions",
@@ -304,6 +306,7 @@ class Engine:
     def _stops(self, stop: tuple[str, ...]) -> StopStrings:
         if stop not in self._stopping:
             self._stopping[stop] = StopStrings(self.policy.tokenizer, (*stop, *self.renderer.stop_strings))
+            self._stopping[stop].check(stop)
         return self._stopping[stop]
 
     def _result(self, prompt: Prompt, sample: Sample, params: SamplingParams) -> Generation:
@@ -311,7 +314,9 @@ class Engine:
         text = self.renderer.text(sample.ids)
         if params.stop and sample.finish == "stop":
             text = self._stops(params.stop).before(sample.ids)
-        return Generation(prompt, sample.prompt_ids, sample.ids, sample.logprobs, text.strip(), sample.finish)
+        return Generation(
+            prompt, sample.prompt_ids, sample.ids, sample.logprobs, text.strip(), sample.finish, sample.cut
+        )
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from assay import rng
@@ -91,7 +91,7 @@ def guarded(
     if config.on_broken == "fallback":
         for i, flags in enumerate(last):
             if flags:
-                answers[i], last[i] = safe(prompts[i], config.fallback), ()
+                answers[i], last[i] = replace(safe(prompts[i], config.fallback), cut=answers[i].cut), ()
                 replaced += 1
     return Guarded(answers, first, last, resampled, replaced)
 

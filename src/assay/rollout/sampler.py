@@ -32,6 +32,8 @@ class Generation:
     """Of each token under the distribution it was drawn from; greedy: under softmax of the (penalised) logits."""
     text: str
     finish: FinishReason
+    cut: bool = False
+    """Whether the prompt was too long for `prompt_ids` to hold all of it."""
 
     @property
     def row(self) -> Row:
@@ -46,7 +48,7 @@ class Generation:
     @property
     def completion(self) -> Completion:
         """The response as plain text, for evaluation."""
-        return Completion(self.prompt, self.text, self.finish, len(self.ids))
+        return Completion(self.prompt, self.text, self.finish, len(self.ids), self.cut)
 
 
 class Sampler(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+from assay.errors import UsageError
 from assay.models.load import Tokenizer
 
 BROKEN = "\ufffd"
@@ -20,6 +21,22 @@ class StopStrings:
         self.tokenizer = tokenizer
         self.strings = tuple(strings)
         self.longest = max((len(string.encode()) for string in strings), default=0)
+
+    def check(self, asked: Sequence[str]) -> None:
+        """UsageError for a string that can never come: with a character that no token has, or half of.
+
+        White space is not looked for: some tokenizers drop that of a lone token.
+        """
+        spelt = set().union(*self.alone)
+        for string in asked:
+            for character in string:
+                in_parts = BROKEN in spelt and not character.isascii()
+                if not (character in spelt or in_parts or character.isspace()):
+                    raise UsageError(
+                        f"sampling.stop: {string!r} can never stand in an answer, for no token of this model holds "
+                        f"{character!r}",
+                        hint="take it out of sampling.stop, or write it as this model's tokenizer does",
+                    )
 
     def end(self, ids: Sequence[int]) -> bool:
         """Whether a string stands in the text of these tokens, the newest of which completed it."""

@@ -11,9 +11,11 @@ from assay.stages.context import StageInputs
 def compare(before: Rollouts, after: Rollouts, inputs: StageInputs) -> dict[str, Any]:
     """A trained policy against its start on the same prompts: proxy reward, KL (nats), and what the evaluator adds.
 
+    `prompts_cut` counts the prompts that were too long and lost their beginning.
     Intervals are those of other prompts; the gain's is paired, for a hard prompt is hard for both.
     """
     report: dict[str, Any] = inputs.mean("kl", after.kl_B().tolist())
+    report["prompts_cut"] = int(after.cut_B.sum())
     if inputs.reward is not None:
         report |= {"reward_before": before.scores_B.mean().item(), "reward_after": after.scores_B.mean().item()}
         report |= inputs.mean("reward_gain", (after.scores_B - before.scores_B).tolist())

@@ -129,5 +129,5 @@ class RunContext(Protocol):
         ...
 
     def interrupted(self) -> bool:
-        """True once the user asked to stop: the stage checkpoints and raises `Interrupted`."""
+        """True once the user asked to stop: a stage with checkpoints saves one and raises `Interrupted`."""
         ...

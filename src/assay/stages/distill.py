@@ -94,6 +94,7 @@ def run(config: DistillConfig, inputs: StageInputs, ctx: RunContext) -> dict[str
     after = sample(student, test, "test")
     ctx.samples(steps, compared.side_by_side(unscored(before), unscored(after), inputs))
     report = {"teacher_kl_before": kl_before, "teacher_kl_after": teacher_kl(student, teacher, after, size)}
+    report["prompts_cut"] = sum(g.cut for g in after)
     if inputs.evaluate_policy:
         report |= inputs.evaluate_policy([g.completion for g in before], [g.completion for g in after])
     return {**report, **state, "steps": steps, "sequences": steps * config.batch_size}

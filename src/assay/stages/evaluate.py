@@ -49,6 +49,7 @@ def run(config: EvaluateConfig, inputs: StageInputs, ctx: RunContext) -> dict[st
         test = seen[name]["test"]
         policy |= {f"broken_{side}": test[side]["broken"] / test["n"] for side in ("before", "after")}
         policy["guard"] = seen[name]
+        policy["prompts_cut"] = sum(completion.cut for completion in answers["test"][name])
     (ctx.folder / "evaluation.json").write_text(json.dumps(report, indent=2))
     ctx.samples(
         0,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -120,13 +122,20 @@ class Optimizer:
 
 def resume(ctx: RunContext, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
     """Load the last checkpoint, if there is one: the step to go on with, and the stage's own state."""
-    saved = ctx.restore()
+    saved = _restored(ctx)
     optimizer.factor = ctx.remedy.rate
     if saved is None:
         return 0, {}
     step, tensors, state = saved
     optimizer.load(tensors)
     return step, state
+
+
+def _restored(ctx: RunContext) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """The last checkpoint. What was computed before it is asked for is computed again at every start."""
+    if ctx.interrupted():
+        raise Interrupted("stopped before the stage learnt anything new; a checkpoint of an earlier start stays")
+    return ctx.restore()
 
 
 def finish_step(
@@ -196,7 +205,7 @@ def save(ctx: RunContext, done: int, optimizers: Mapping[str, Optimizer], best: 
 
 def restore(ctx: RunContext, optimizers: Mapping[str, Optimizer]) -> tuple[int, Best, dict[str, Any]]:
     """Inverse of `save`: the iteration to go on with, the best so far, the stage's own state; fresh ones at a start."""
-    saved = ctx.restore()
+    saved = _restored(ctx)
     for optimizer in optimizers.values():
         optimizer.factor = ctx.remedy.rate
     if saved is None:
@@ -212,14 +221,16 @@ def pick(prompts: Sequence[T], count: int, iteration: int, seed: int) -> list[T]
     """The prompts, or demonstrations, of one iteration: shuffled passes over all of them, cut into batches."""
     if not prompts:
         raise DataError("there are no training prompts", hint="give data.prompts a path, or lower the split shares")
-    chosen = []
-    for position in range(iteration * count, (iteration + 1) * count):
-        epoch, offset = divmod(position, len(prompts))
-        if not chosen or offset == 0:
-            order = list(range(len(prompts)))
-            rng.python_rng(seed, "prompts", epoch).shuffle(order)
-        chosen.append(prompts[order[offset]])
-    return chosen
+    places = (divmod(position, len(prompts)) for position in range(iteration * count, (iteration + 1) * count))
+    return [prompts[order(len(prompts), epoch, seed)[offset]] for epoch, offset in places]
+
+
+@functools.lru_cache(maxsize=4)  # distillation asks for prompts and demonstrations, at the end of a pass for two each
+def order(count: int, epoch: int, seed: int) -> Sequence[int]:
+    """The numbers from 0 to `count`, shuffled for one pass."""
+    shuffled = array("q", range(count))  # a list of a million numbers would be 40 MB
+    rng.python_rng(seed, "prompts", epoch).shuffle(shuffled)
+    return shuffled
 
 
 def numbers(report: Mapping[str, Any], *, prefix: str = "") -> dict[str, float]:

@@ -170,6 +170,7 @@ class Online:
                 "lengths/response_mean": lengths_B.mean().item(),
                 "lengths/truncated": 1 - rollouts.finished_B.float().mean().item(),
                 "lengths/empty": rollouts.empty_B.float().mean().item(),
+                "lengths/prompts_cut": rollouts.cut_B.float().mean().item(),
                 "text/repetition": rollouts.repetition(),
                 **(guard.metrics([guard.inspect(c) for c in rollouts.completions]) if self.config.guard else {}),
             },

@@ -32,17 +32,23 @@ def importance_weighted(
 def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, kl_coef: float) -> dict[str, float]:
     """Gradient of one optimizer step: Σ w·(surrogate + β·KL − entropy bonus), a micro-batch at a time.
 
-    Where nothing but advantages has a gradient, episodes without one are left out, and the metrics are of the others.
+    Where nothing but advantages has a gradient, episodes without one are left out, and the metrics are of the others;
+    but the KL that may stop the inner epochs is that of all episodes: those are read without a gradient.
     """
     longest = config.sampling.max_new_tokens
     weights_BR = policy_loss.aggregation_weights(batch.mask_BR, config.aggregation, max_tokens=longest)
     counted = batch.mask_BR.any(1) if config.ratio == "trajectory" else batch.mask_BR
     response_weight = weights_BR.sum() / counted.sum()
     batch = batch.weighted(weights_BR)
-    if config.kl_loss is None and not config.entropy_coef and config.surrogate != "penalty":
-        batch = batch.take(batch.with_signal())  # the others' gradient is 0, and the denominators are fixed by now
-    tokens = int(batch.mask_BR.sum())
     sums: dict[str, Tensor] = {}
+    drift, drifted = torch.zeros((), device=batch.mask_BR.device), 0
+    if config.kl_loss is None and not config.entropy_coef and config.surrogate != "penalty":
+        learning = batch.with_signal()  # the others' gradient is 0, and the denominators are fixed by now
+        silent = sorted(set(range(len(batch.rows))) - set(learning))
+        if silent and config.kl_stop is not None and config.inner_epochs > 1:
+            drift, drifted = approxkl(batch.take(silent), policy, config)
+        batch = batch.take(learning)
+    tokens = int(batch.mask_BR.sum())
     error = torch.zeros((), device=batch.mask_BR.device)
     for rows in batch.parts(policy.backbone, config.micro_batch_size):
         scored = policy.logprobs(
@@ -72,9 +78,19 @@ def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, 
     return {
         "policy/loss": sums["loss"].item(),
         "policy/clipfrac_avg": sums["clipfrac"].item() / tokens,
-        "policy/approxkl_avg": sums["approxkl"].item() / tokens,
+        "policy/approxkl_avg": (sums["approxkl"] + drift).item() / (tokens + drifted),
         "policy/ratio_error": error.item(),
     }
+
+
+@torch.no_grad()
+def approxkl(batch: Experience, policy: Policy, config: SamplingStageConfig) -> tuple[Tensor, int]:
+    """k3 estimate of KL(old ‖ new), nats, summed over the tokens of some episodes, and how many those are."""
+    total = torch.zeros((), device=batch.mask_BR.device)
+    for rows in batch.parts(policy.backbone, config.micro_batch_size):
+        scored = policy.logprobs(rows.tokens(policy.pad_id), temperature=config.sampling.temperature)
+        total = total + policy_loss.approxkl(scored.logprobs_BR, rows.logprobs_BR, rows.mask_BR)
+    return total, int(batch.mask_BR.sum())
 
 
 def kl_loss(

@@ -7,7 +7,8 @@ A byte-level BPE vocabulary is trained on the text first; then next-token predic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from assay import rng
@@ -21,11 +22,11 @@ from assay.models.scratch import new_model, train_tokenizer
 from assay.stages.causal import train_causal
 from assay.stages.config import PretrainConfig
 from assay.stages.context import RunContext, StageInputs
-from assay.types import Message
+from assay.types import Message, Prompt
 
 
 def run(config: PretrainConfig, inputs: StageInputs, ctx: RunContext) -> dict[str, Any]:
-    documents = inputs.data.text or training_dialogues(inputs.data)
+    documents = inputs.data.text or list(training_dialogues(inputs.data))
     if not documents:
         raise DataError("there is no text to pretrain on", hint="set data.text.path, or data.documents of a world")
     held_out_documents, train_documents = held_out(documents, config.validation_share)
@@ -54,13 +55,15 @@ def run(config: PretrainConfig, inputs: StageInputs, ctx: RunContext) -> dict[st
     }
 
 
-def training_dialogues(data: Prepared) -> list[str]:
+def training_dialogues(data: Prepared) -> Iterator[str]:
     """Where a recipe has no text of its own: its training dialogues in plain form. Nothing held out is read."""
-    answers = [(d.prompt, d.response) for d in data.demonstrations.train]
-    answers += [(p.prompt, response) for p in data.preferences.train for response in (p.chosen, p.rejected)]
-    return [
-        dialogue_text((*prompt.messages, Message("assistant", response))) for prompt, response in dict.fromkeys(answers)
-    ]
+    seen = set[tuple[Prompt, str]]()
+    shown = ((d.prompt, d.response) for d in data.demonstrations.train)
+    compared = ((p.prompt, response) for p in data.preferences.train for response in (p.chosen, p.rejected))
+    for prompt, response in chain(shown, compared):
+        if (prompt, response) not in seen:
+            seen.add((prompt, response))
+            yield dialogue_text((*prompt.messages, Message("assistant", response)))
 
 
 def held_out(documents: Sequence[str], share: float) -> tuple[list[str], list[str]]:

@@ -199,6 +199,7 @@ def test_a_model_that_can_share_no_prompt_says_so_once_and_only_where_something_
         first, again = (policy.logprobs(collate(FAMILY, policy.pad_id)).logprobs_BR for _ in range(2))
     assert torch.equal(first, again)
     [said] = caplog.messages
+    assert said.endswith(": it takes neither trees of rows nor the cache of a prompt")
     assert "gpt2 reads a prompt again for each of its answers" in said
     assert first[1, :3].tolist() == pytest.approx(by_hand(policy, FAMILY[1], 1.0)[0], abs=1e-4)
 
@@ -242,9 +243,18 @@ def test_a_model_whose_class_does_not_name_its_trunk_scores_as_by_hand(tmp_path:
         assert got[b, : len(expected)].tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_where_activations_are_computed_again_there_is_no_cache_to_read_on_from() -> None:
+def test_where_activations_are_computed_again_there_is_no_cache_to_read_on_from(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is said names the setting, and without it the same rows are read on from."""
     policy = load_policy(tiny.folder("gpt_neo"), gradient_checkpointing=True)
     assert not policy.backbone.reads_on
+    with torch.no_grad():
+        policy.logprobs(collate(WIDE, policy.pad_id))
+    [said] = caplog.messages
+    assert "gpt_neo reads a prompt again for each of its answers" in said
+    assert "once with gradient_checkpointing=false" in said
+    assert load_policy(tiny.folder("gpt_neo")).backbone.reads_on
 
 
 def test_the_gradient_is_that_of_the_full_logits() -> None:
@@ -289,21 +299,28 @@ def test_a_saved_policy_opens_in_plain_transformers_with_equal_logits(tmp_path: 
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).pad_token_id == policy.pad_id
 
 
-def test_logits_that_are_capped_after_the_head_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("gemma2", {"head_dim": 16, "final_logit_softcapping": 0.5}),
+        ("cohere", {"logit_scale": 0.0625}),
+        ("granite", {"logits_scaling": 8.0}),
+    ],
+)
+def test_logits_that_are_capped_or_scaled_after_the_head_are_refused(
+    kind: str, changed: dict[str, float], tmp_path: Path
+) -> None:
     shape = {
         "hidden_size": 32,
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
         "intermediate_size": 32,
-        "head_dim": 16,
     }
     words = tiny.tokenizer()
-    config = transformers.AutoConfig.for_model(
-        "gemma2", **shape, num_key_value_heads=1, vocab_size=len(words), final_logit_softcapping=0.5
-    )
+    config = transformers.AutoConfig.for_model(kind, **shape, **changed, num_key_value_heads=1, vocab_size=len(words))
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="after the head"):
+    with pytest.raises(ModelError, match=f"{kind} changes its logits after the head"):
         load_policy(tmp_path)
 
 

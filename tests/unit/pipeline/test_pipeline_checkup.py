@@ -25,6 +25,7 @@ from assay.pipeline import checkup, environment, evidence, runner
 from assay.pipeline.checkup import before_run, of_recipe
 from assay.pipeline.recipe import draft, load_recipe
 from assay.pipeline.runner import run
+from assay.rollout.stops import StopStrings
 
 from .fakes import Fakes
 
@@ -108,6 +109,18 @@ def test_a_healthy_recipe_is_green_in_seconds_and_nothing_is_written(place: Work
     why = {(unchecked.where, unchecked.why) for unchecked in given.diagnosis.unchecked}
     assert ("sft", "this stage has still to make its model") in why
     assert ("reward", "this stage has still to make its model") in why
+
+
+def test_a_stop_string_that_can_never_come_is_refused_before_anything_is_trained(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StopStrings, "alone", ["a", "b", "End"])  # all that this tokenizer can write
+    place.settings = ("ppo.sampling.stop=[End]",)
+    assert named(place.examined()) == []
+    place.settings = ("ppo.sampling.stop=[End, END]",)
+    given = place.examined()
+    assert (given.diagnosis.verdict, named(given)) == ("red", ["cannot-run"])
+    assert "sampling.stop: 'END' can never stand in an answer" in given.diagnosis.causes[0].evidence
 
 
 @pytest.mark.parametrize(

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests import tiny
 from tests.unit.pipeline.fakes import Fakes
 from transformers import AutoConfig
 
 from assay.data.pack import collate
-from assay.data.render import Row
+from assay.data.prepared import Prepared, Splits
+from assay.data.render import Renderer, Row
 from assay.errors import UsageError
 from assay.models.config import LoraConfig
 from assay.models.faster import LARGE
+from assay.models.policy import load_policy
 from assay.pipeline import environment, footprint, plan
+from assay.pipeline.architecture import TEXTS, Architectures
 from assay.pipeline.artifacts import Store
 from assay.pipeline.footprint import LiveBytes, Model
 from assay.pipeline.inputs import prepare
 from assay.pipeline.recipe import load_recipe
 from assay.pipeline.runner import Request, check_up, run, selected
 from assay.pipeline.workload import Pass, decoded
+from assay.rollout.config import SamplingParams
+from assay.rollout.engine import Engine, Slots
+from assay.types import Preference, Prompt
 
 WIDTH, WORDS, INNER, BLOCKS = 32, 100, 80, 3
 LLAMA = AutoConfig.for_model(
@@ -131,6 +141,29 @@ print("sklearn.linear_model" in sys.modules, estimator.process_mb - before)
     assert float(grown_mb) > 40
 
 
+class Counted(Sequence[Preference]):
+    """Many pairs, and how many of them were read."""
+
+    read = 0
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, index: Any) -> Any:
+        self.read += 1
+        return Preference(Prompt.ask(f"what is {index}?"), f"the number {index}", "nothing")
+
+
+def test_the_tokenizer_of_a_model_that_is_not_here_is_made_from_as_much_text_as_it_needs(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("model: someone/elsewhere\ndata: {world: frontdesk}\nstages: [sft: {}]\n")
+    steps = selected(load_recipe(str(file), [f"runs_dir={tmp_path / 'runs'}"]), Request(), fetch=False)
+    pairs = Counted()
+    known = Architectures({step.id: step for step in steps}, Prepared(preferences=Splits(pairs, [], [])))
+    assert len(known.tokenizer(steps[1])) > 256
+    assert pairs.read == TEXTS / 2  # of two answers each
+
+
 def test_activations_grow_in_proportion_to_the_rows() -> None:
     frozen = replace(MODEL, lora=LoraConfig(r=1))
     rows = [Row([i % 100] * 100, 60) for i in range(64)]
@@ -153,8 +186,38 @@ def test_a_later_micro_batch_finds_the_gradients_of_the_first() -> None:
         ([2, 11], 2, (10, 11)),  # the short one makes way after its step
     ],
 )
-def test_decoding_steps_are_those_of_the_engine(lengths: list[int], most: int, expected: tuple[int, int]) -> None:
+def test_decoding_steps_are_those_of_the_engine(
+    lengths: list[int], most: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert decoded(lengths, most) == expected
+    assert steps_of_the_engine(lengths, most, monkeypatch) == expected
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("most", [3, 10, 24])
+def test_decoding_many_answers_takes_the_steps_of_the_engine(
+    seed: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = random.Random(seed)
+    lengths = [noise.randint(1, 16) for _ in range(noise.randint(8, 60))]
+    assert decoded(lengths, most) == steps_of_the_engine(lengths, most, monkeypatch)
+
+
+def steps_of_the_engine(lengths: list[int], most: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Steps that the engine itself takes for answers of these lengths, and the rows of all of them together."""
+    policy, rows, step = load_policy(tiny.folder("llama"), trainable=False), list[int](), Engine._step
+
+    def counted(engine: Engine, slots: Slots, *settings: Any) -> None:
+        rows.append(len(slots.samples))
+        step(engine, slots, *settings)
+
+    monkeypatch.setattr(Engine, "_step", counted)
+    monkeypatch.setattr(Engine, "_ends_here", lambda engine, sample, stops: len(sample.ids) == lengths[sample.seed])
+    engine = Engine(policy, Renderer(policy.tokenizer, max_length=64), max_batch=most)
+    prompts = [Prompt.ask("what time is it?")] * len(lengths)
+    given = engine.generate(prompts, SamplingParams(max_new_tokens=16), seeds=range(len(lengths)))
+    assert [len(answer.ids) for answer in given] == lengths
+    return len(rows), sum(rows)
 
 
 def test_what_cannot_fit_is_refused_with_settings_that_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,12 @@ def test_the_run_folder_depends_on_what_determines_the_result_only(tmp_path: Pat
         ("model: embedded", "model: {pth: x}", ['model: unknown key "pth"', 'did you mean "path"?']),
         ("model: embedded", 'runs_dir: ""', ["/mine.yaml:2: runs_dir: must not be empty"]),
         ("model: embedded", "seed: -1", ["/mine.yaml:2: seed: must be at least 0, not -1"]),
-        ("model: embedded", "device: tpu", ['/mine.yaml:2: device: must be auto, cpu, mps, cuda or cuda:1, not "tpu"']),
+        ("model: embedded", "device: tpu", ['/mine.yaml:2: device: must be auto, cpu, cuda or cuda:1, not "tpu"']),
+        (
+            "model: embedded",
+            "device: mps",
+            ["/mine.yaml:2: device: mps has no float64, in which tokens are drawn; set device to cpu"],
+        ),
     ],
 )
 def test_a_fault_says_what_where_and_how_to_fix_it(tmp_path: Path, old: str, new: str, wanted: list[str]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import random
@@ -18,7 +19,7 @@ from assay.errors import DataError, Interrupted, StorageError, TrainingError, Us
 from assay.pipeline.lineage import describe, lineage, lines
 from assay.pipeline.lock import locked
 from assay.pipeline.recipe import NamedRecipe, load_recipe
-from assay.pipeline.runner import run, stop_on_signals
+from assay.pipeline.runner import Stage, run, stop_on_signals
 from assay.tracking.metrics import read_metrics
 
 from . import fakes
@@ -210,6 +211,23 @@ def test_an_interrupted_run_resumes_at_its_checkpoint_and_ends_the_same(recipe: 
     assert weights(summary) == weights(whole)
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert without_time(folder_of(summary, "reward") / name) == without_time(folder_of(whole, "reward") / name)
+
+
+def test_a_stage_that_saves_no_checkpoint_is_finished_before_the_run_stops(recipe: Path):
+    asked: list[str] = []
+    first, again = Fakes(), Fakes()
+
+    def stage(kind: str) -> Stage:
+        def interrupted(config: Any, inputs: Any, ctx: Any) -> dict[str, Any]:
+            asked.append(kind)
+            return {}
+
+        return interrupted if kind == "reward" else first.stage(kind)
+
+    with pytest.raises(Interrupted, match="stopped before ppo; what is finished is kept"):
+        run(load(recipe), dataclasses.replace(first.request(stop=lambda: bool(asked)), stage=stage))
+    run(load(recipe), again.request())
+    assert (asked, again.called) == (["reward"], ["ppo"])
 
 
 def without_time(path: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from assay.errors import ModelError, TrainingError, UsageError
 from assay.models.policy import Policy, load_policy
 from assay.rollout.config import SamplingParams
 from assay.rollout.engine import Engine
+from assay.rollout.stops import StopStrings
 from assay.types import Prompt
 
 PROMPTS = [Prompt.ask(text) for text in ("what time is it?", "could you help me, please?", "the quick brown fox", "no")]
@@ -98,6 +99,14 @@ def test_a_stop_string_ends_the_sample_though_it_is_split_across_tokens(
     assert (got.text, got.finish, len(got.ids)) == (text, "stop", taken)
 
 
+def test_a_stop_string_that_can_never_come_is_one_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StopStrings, "alone", ["a", "b", " "])  # all that this tokenizer can write
+    scripted(engine, monkeypatch, "abc")
+    with pytest.raises(UsageError, match=r"sampling\.stop: 'b c' can never stand in an answer.* holds 'c'") as caught:
+        engine.generate(PROMPTS[:1], SamplingParams(max_new_tokens=5, stop=("ab", "b c")), seeds=[0])
+    assert "sampling.stop" in caught.value.hint
+
+
 def test_a_stop_string_inside_one_token_is_found(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     token = engine.policy.tokenizer("receptionist", add_special_tokens=False).input_ids
     assert len(token) < len("receptionist")
@@ -149,14 +158,24 @@ def test_a_row_beyond_the_models_positions_is_refused_with_the_number(policy: Po
     assert "max_length to 128" in caught.value.hint
 
 
-def test_a_model_with_another_kind_of_memory_is_refused_by_name(tmp_path: Path) -> None:
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "num_heads": 4, "head_dim": 16, "n_groups": 1}
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("mamba2", {"state_size": 4, "num_heads": 4, "head_dim": 16, "n_groups": 1}),
+        ("lfm2", {**tiny.SHAPE["llama"], "layer_types": ["conv", "full_attention"]}),
+        ("llama4_text", {**tiny.SHAPE["llama"], "intermediate_size_mlp": 64, "head_dim": 8, "num_local_experts": 2}),
+    ],
+)
+def test_a_model_with_another_kind_of_memory_is_refused_by_name(
+    kind: str, shape: dict[str, Any], tmp_path: Path
+) -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, **shape}
     words = tiny.tokenizer()
-    config = transformers.AutoConfig.for_model("mamba2", **shape, vocab_size=len(words))
+    config = transformers.AutoConfig.for_model(kind, **shape, vocab_size=len(words))
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
     policy = load_policy(tmp_path, trainable=False)
-    with pytest.raises(ModelError, match="mamba2 cannot be sampled from"):
+    with pytest.raises(ModelError, match=f"{kind} cannot be sampled from"):
         Engine(policy, Renderer(policy.tokenizer, template="chat", max_length=64), max_batch=2)
 
 

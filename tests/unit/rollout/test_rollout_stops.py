@@ -14,6 +14,7 @@ from tests.unit.algorithms.batches import quick
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from assay.errors import UsageError
 from assay.rollout.stops import CHARACTER, StopStrings
 
 STRINGS = ("\n\n", " ", "a ", " a", "é\n", "\n€", "ab", "a b", "€€", "b\n ", "\t", "Human:", "a\n\nb")
@@ -133,6 +134,19 @@ def test_little_more_than_the_string_is_decoded(
     assert not any(stops.end(ids[:n]) for n in range(1, len(ids)))
     assert max(decoded) <= len("\n\n") + 2 + CHARACTER
     assert stops.end(ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("string", [*STRINGS, "zq", "ø", "\U0001f600"])
+def test_a_string_is_refused_where_no_tokens_can_complete_it(kind: str, string: str) -> None:
+    """Whole bytes write every character; a vocabulary of pieces only its own."""
+    words, written = words_of(kind)[0], " \n\tabé" + "Human:"
+    stops = StopStrings(words, [string])
+    if kind in ("bytes", "sentencepiece") or set(string) <= set(written):
+        stops.check([string])
+        return
+    with pytest.raises(UsageError, match=r"sampling\.stop: .* can never stand in an answer"):
+        stops.check([string])
 
 
 def test_no_strings_never_end_a_text() -> None:

@@ -39,4 +39,7 @@ def test_kl_and_gain_have_the_interval_of_their_prompts() -> None:
 
 def test_without_a_reward_model_or_intervals_the_kl_stands_alone() -> None:
     before, after = rollouts([0.0] * 6, [-1.0] * 6), rollouts([0.0] * 6, [-0.5] * 6)
-    assert compared.compare(before, after, StageInputs(Prepared(), "")) == {"kl": pytest.approx(1.0)}
+    assert compared.compare(before, after, StageInputs(Prepared(), "")) == {
+        "kl": pytest.approx(1.0),
+        "prompts_cut": 0,
+    }

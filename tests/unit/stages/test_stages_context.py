@@ -113,13 +113,18 @@ def test_ppo_answers_prompts_that_are_longer_than_the_context(
         {"episodes": 12, "batch_size": 12, "inner_epochs": 1, "max_length": CONTEXT, "sampling": {"max_new_tokens": 4}}
     )
     measured = ppo.run(config, inputs, ctx)
-    assert measured["episodes"] == 12
+    assert (measured["episodes"], measured["prompts_cut"]) == (12, len(LONG))
+    assert ctx.logged[1]["lengths/prompts_cut"] == 1
     assert [row["prompt"] for row in ctx.texts] == [prompt.text for prompt in LONG]  # all of them, in full
 
     policy = load_policy(sft_folder, trainable=False)
     unbounded = Renderer(policy.tokenizer, max_length=10_000)
     engine = Engine(policy, policy.renderer("chat", CONTEXT), max_batch=8)
-    for generation in engine.generate(LONG, config.sampling, seeds=range(len(LONG))):
+    *cut, short = engine.generate([*LONG, QUESTIONS[0]], config.sampling, seeds=range(len(LONG) + 1))
+    assert (short.cut, short.completion.cut) == (False, False)
+    assert short.prompt_ids == unbounded.prompt(QUESTIONS[0])
+    for generation in cut:
+        assert generation.cut
         kept, whole = generation.prompt_ids, unbounded.prompt(generation.prompt)
         assert len(kept) == CONTEXT - 4 < len(whole)
         assert kept[0] == whole[0]

@@ -46,9 +46,16 @@ def test_the_prompts_that_select_are_not_those_that_report(base: Path, tmp_path:
     asked = [{name: [row.prompt for row in rows] for name, rows in answers.items()} for answers in judge.seen]
     assert asked == [{name: list(prompts) for name in ("early", "late")} for prompts in (QUESTIONS[:2], QUESTIONS[3:4])]
     broken = dict.fromkeys((f"{name}/broken_{side}" for name in ("early", "late") for side in ("before", "after")), 1.0)
-    assert metrics == {"selected": "late", "prompts": 1, "early/score": 1.0, "late/score": 1.0, **broken}  # never ends
+    cut = {"early/prompts_cut": 0, "late/prompts_cut": 0}
+    assert metrics == {"selected": "late", "prompts": 1, "early/score": 1.0, "late/score": 1.0, **broken, **cut}
     assert [row["prompt"] for row in ctx.texts] == [QUESTIONS[3].text]
     assert json.loads((tmp_path / "evaluation.json").read_text())["selected"] == "late"
+
+
+def test_prompts_that_do_not_fit_beside_an_answer_are_counted(base: Path, tmp_path: Path) -> None:
+    test = [QUESTIONS[0], Prompt.ask("name the sea? " * 40)]
+    metrics = evaluate.run(CONFIG, inputs(base, Judge(), QUESTIONS[:1], test), Memory(tmp_path))
+    assert (metrics["early/prompts_cut"], metrics["late/prompts_cut"]) == (1, 1)
 
 
 @pytest.mark.parametrize("empty", ["validation", "test"])

@@ -193,6 +193,12 @@ def test_more_refusals_are_good_of_harmful_requests_and_bad_of_harmless_ones(tmp
     assert levels["of harmless requests refused"] == "bad"
 
 
+@pytest.mark.parametrize("cut", [0, 3])
+def test_prompts_that_lost_their_beginning_are_told_where_there_are_some(cut: int, tmp_path: Path) -> None:
+    text = read(fabricate_run(tmp_path, ("data", "sft", "ppo"), metrics={"ppo": {"prompts_cut": cut}})).text
+    assert ("3 of the prompts did not fit beside an answer and lost their beginning." in text) == (cut > 0)
+
+
 def test_a_cause_is_shown_with_evidence_reason_cure_sureness_consequences_and_page(full_run: Path) -> None:
     found = read(full_run, RED)
     assert [a["class"] for tag, a in found.elements if tag == "div" and "verdict" in (a.get("class") or "")] == [

@@ -61,7 +61,9 @@ class TrainingConfig(StageConfig):
     optim: OptimConfig = Field(default=OptimConfig(), description="optimizer")
     batch_size: PositiveInt = Field(default=32, description="rows per optimizer step")
     micro_batch_size: PositiveInt | None = Field(
-        default=None, description="rows per forward pass (gradient accumulation); the whole batch when left out"
+        default=None,
+        description="rows, or comparisons, per forward pass at most (gradient accumulation); a budget of tokens cuts "
+        "batches in any case (docs/concepts.md), and no cut changes the gradient",
     )
     max_length: PositiveInt = Field(default=512, description="longest row in tokens; prompts are cut from the left")
     gradient_checkpointing: bool = Field(

@@ -48,6 +48,7 @@ COMPARED: Sequence[tuple[str, str, bool]] = (
     ("over_refusal", "Harmless requests refused", True),
     ("repetition", "Repetition", True),
     ("truncated", "Cut off", True),
+    ("prompts_cut", "Prompts that lost their beginning", False),
     ("empty", "Empty answers", True),
     ("broken_before", "Broken as sampled", True),
     ("broken_after", "Broken after the guard", True),

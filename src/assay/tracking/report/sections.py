@@ -76,8 +76,12 @@ def _before_after(stage: StageFiles, base: str) -> Block:
             rows.append([label, form(before), form(after), _changed(stage, name, after - before, form is percent)])
     if not rows:
         return Note("The stage reported no comparison with the model it started from.")
-    note = "Brackets are 95 % intervals of the change, prompt by prompt." if any("(" in row[-1] for row in rows) else ""
-    return Table("Before and after, on held-out prompts", ["", base, stage.id, "change"], rows, note)
+    notes = []
+    if any("(" in row[-1] for row in rows):
+        notes.append("Brackets are 95 % intervals of the change, prompt by prompt.")
+    if cut := stage.get("prompts_cut"):
+        notes.append(f"{count(cut)} of the prompts did not fit beside an answer and lost their beginning.")
+    return Table("Before and after, on held-out prompts", ["", base, stage.id, "change"], rows, " ".join(notes))
 
 
 def _changed(stage: StageFiles, name: str, change: float, share: bool) -> str:

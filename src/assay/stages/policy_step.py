@@ -29,7 +29,7 @@ def importance_weighted(
     return advantages_BR * policy_loss.importance_weights(old_BR, rollouts.logprobs_BR, mask_BR, cap=cap)
 
 
-def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, kl_coef: float) -> dict[str, float]:
+def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, kl_coef: float) -> dict[str, Tensor]:
     """Gradient of one optimizer step: Σ w·(surrogate + β·KL − entropy bonus), a micro-batch at a time.
 
     Where nothing but advantages has a gradient, episodes without one are left out, and the metrics are of the others.
@@ -43,7 +43,7 @@ def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, 
         batch = batch.take(batch.with_signal())  # the others' gradient is 0, and the denominators are fixed by now
     tokens = int(batch.mask_BR.sum())
     sums: dict[str, Tensor] = {}
-    error = torch.zeros((), device=batch.mask_BR.device)
+    error = torch.zeros((), device=policy.backbone.device)
     for rows in batch.parts(policy.backbone, config.micro_batch_size):
         scored = policy.logprobs(
             rows.tokens(policy.pad_id), temperature=config.sampling.temperature, entropy=config.entropy_coef > 0
@@ -70,10 +70,10 @@ def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, 
         loop.add_to(sums, {"loss": loss.detach(), **measured})
         error = torch.maximum(error, policy_loss.ratio_error(scored.logprobs_BR, rows.logprobs_BR, rows.mask_BR))
     return {
-        "policy/loss": sums["loss"].item(),
-        "policy/clipfrac_avg": sums["clipfrac"].item() / tokens,
-        "policy/approxkl_avg": sums["approxkl"].item() / tokens,
-        "policy/ratio_error": error.item(),
+        "policy/loss": sums["loss"],
+        "policy/clipfrac_avg": sums["clipfrac"] / tokens,
+        "policy/approxkl_avg": sums["approxkl"] / tokens,
+        "policy/ratio_error": error,
     }
 
 

@@ -278,7 +278,7 @@ def follows_itself(folder: Path) -> list[Evidence]:
     """Policy and reference share their weights."""
     own = Learner.step
 
-    def aliased(self: Learner, batch: Any, reference_BE: Tensor) -> dict[str, float]:
+    def aliased(self: Learner, batch: Any, reference_BE: Tensor) -> dict[str, Tensor]:
         return own(self, batch, self.reference(self.policy, batch))
 
     with patch.object(Learner, "step", aliased):

@@ -21,7 +21,7 @@ from assay.data.render import Row
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """A tensor of the host on a device, without waiting for what the device still has to do."""
     if torch.device(device).type == "cuda":
-        tensor = tensor.pin_memory()
+        tensor = tensor.pin_memory()  # a copy from other memory may wait for the work before it
     return tensor.to(device, non_blocking=True)
 
 
@@ -78,7 +78,8 @@ class TokenBatch:
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on a device."""
         tensors = (self.input_ids, self.attention_mask, self.loss_mask, self.position_ids)
-        return TokenBatch(*(to_device(tensor, device) for tensor in tensors), self.labels.to(device), self.rows)
+        labels = self.labels.to(device)
+        return TokenBatch(*(to_device(tensor, device) for tensor in tensors), labels=labels, rows=self.rows)
 
     def model_inputs(self) -> dict[str, Tensor]:
         """Keyword arguments for a transformers model that takes `position_ids`."""

@@ -70,7 +70,7 @@ class Comparisons:
         chosen = [self.comparisons[p] for p in part]
         scores_PKM, mask_PK = ranked_scores(self.model, chosen)
         device = scores_PKM.device
-        margin_P = self.config.margin + to_device(torch.tensor([c.margin for c in chosen]), device)
+        margin_P = to_device(self.config.margin + torch.tensor([c.margin for c in chosen]), device)
         members = scores_PKM.shape[2]
         loss, accuracy = scores_PKM.new_zeros(()), scores_PKM.new_zeros(())
         for m in range(members):
@@ -120,7 +120,10 @@ def comparisons_of(
 
 
 def bootstrap(members: int, comparisons: int, seed: int) -> Tensor | None:
-    """How often each member draws each comparison [M, P], on the host; None for a single model, which learns from them all."""
+    """How often each member draws each comparison [M, P]; None for a single model, which learns from them all.
+
+    On the host: each step takes its own to the device.
+    """
     if members == 1:
         return None
     ones = torch.ones(comparisons)

@@ -131,9 +131,9 @@ def read(step: int, measured: Mapping[str, Tensor | float]) -> dict[str, float]:
 
 def on_host(measured: Mapping[str, Tensor | float]) -> dict[str, float]:
     """Numbers, and tensors of one number each, as numbers: the device is waited for once."""
-    tensors = {name: value for name, value in measured.items() if isinstance(value, Tensor)}
-    values = torch.stack(list(tensors.values())).tolist() if tensors else []
-    return {**measured, **dict(zip(tensors, values, strict=True))}
+    tensors = [value for value in measured.values() if isinstance(value, Tensor)]
+    found = iter(torch.stack(tensors).tolist() if tensors else [])
+    return {name: next(found) if isinstance(value, Tensor) else value for name, value in measured.items()}
 
 
 def resume(ctx: RunContext, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:

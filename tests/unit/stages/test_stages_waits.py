@@ -1,7 +1,7 @@
 """How often a training step waits for the device that it runs on: once, to read what it measured.
 
-The device is torch's "meta", whose tensors have no numbers: whoever wants to know one must ask, and is counted. It takes
-the paths of a GPU, and what stands on the host is real.
+The device is torch's "meta", whose tensors have no numbers: whoever wants to know one must ask, and is counted. It is
+handled as a GPU is, and what stands on the host is real.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def moved(backbone: Backbone) -> None:
     """A backbone on the device, with transformers' own attention; what is tried once was tried before."""
     backbone.model.set_attn_implementation("sdpa")
     assert backbone.shares_prompts
-    backbone.model.to(DEVICE)
+    backbone.model.to(DEVICE)  # pyright: ignore[reportArgumentType]
     backbone.device = DEVICE
 
 

@@ -27,7 +27,7 @@ from assay.algorithms.kl import FixedKL, k1
 from assay.data.pack import TokenBatch, collate
 from assay.data.render import Row
 from assay.models.backbone import Backbone
-from assay.models.policy import LabelIndex, Policy, ResponseLogprobs
+from assay.models.policy import Policy, ResponseLogprobs
 from assay.rollout.collect import Rollouts
 from assay.rollout.config import SamplingParams
 from assay.stages import group, loop, ppo
@@ -407,7 +407,7 @@ def distillation(world: World, iterations: int, optim: OptimConfig) -> Updates:
 def states(policy: Scorer, batch: TokenBatch) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
     """What the head of a policy reads at every token, [B·R, D], and the head."""
     if isinstance(policy, Policy):
-        return policy.backbone.states(batch, LabelIndex.of(batch).before_N), policy.head
+        return policy.backbone.states(batch, batch.labels.before_N), policy.head
     assert isinstance(policy, Table)
     return policy.logits[PATHS[number(batch)]].flatten(0, 1), (torch.eye(TOKENS), None)
 

@@ -84,7 +84,8 @@ def mean_of_means(rows: int) -> Patch:
 def end_masked(rows: Sequence[Row], pad_id: int, **more: Any) -> TokenBatch:
     """A batch in which every token that is the end counts as a pad."""
     batch = pack.collate(rows, pad_id, **more)
-    return replace(batch, loss_mask=batch.loss_mask & (batch.input_ids != rows[0].ids[-1]), rows=None)
+    mask = batch.loss_mask & (batch.input_ids != rows[0].ids[-1])
+    return replace(batch, loss_mask=mask, labels=pack.LabelIndex.of(batch.input_ids, mask), rows=None)
 
 
 def with_other_ids(tokenizer: Any) -> PreTrainedTokenizerFast:

@@ -12,7 +12,7 @@ from assay.data.pack import collate
 from assay.data.render import Renderer
 from assay.models.config import LoraConfig
 from assay.models.int8 import Int8Linear, in_int8
-from assay.models.policy import LabelIndex, Policy, load_policy
+from assay.models.policy import Policy, load_policy
 from assay.rollout.collect import pad
 from assay.rollout.config import SamplingParams
 from assay.rollout.engine import Engine
@@ -39,7 +39,7 @@ def engine_of(policy: Policy, max_batch: int = 8) -> Engine:
 def scored(policy: Policy, answers: list[Generation]) -> torch.Tensor:
     """log p of whole rows under the int8 copies: no cache, no prompt that is shared, no block of the vocabulary."""
     batch = collate([answer.row for answer in answers], policy.pad_id)
-    labels = LabelIndex.of(batch)
+    labels = batch.labels
     with in_int8(policy.backbone, policy.adapter):
         states_ND = policy.backbone.hidden(batch, policy.adapter).flatten(0, 1)[labels.before_N]
     logits_NV = Int8Linear.of(*policy.head)(states_ND) / PARAMS.temperature

@@ -29,7 +29,7 @@ class Given:
     """A policy whose log-probabilities and entropies are parameters; a row's first id says which it is."""
 
     pad_id = 0
-    backbone = SimpleNamespace(parts=lambda examples, most: parts(examples, tokens=1000, most=most))
+    backbone = SimpleNamespace(device="cpu", parts=lambda examples, most: parts(examples, tokens=1000, most=most))
 
     def __init__(self, noise: torch.Generator) -> None:
         self.logprobs_BR, self.entropy_BR = (

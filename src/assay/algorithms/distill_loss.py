@@ -45,7 +45,7 @@ def jensen_shannon(student: Tensor, teacher: Tensor, *, beta: float) -> Tensor:
     Divided by β it becomes the forward KL as β → 0; divided by 1 − β, the reverse KL as β → 1. 0 < β < 1.
     Shapes: log-probabilities [..., V], finite → [...]. Source: GKD (arXiv 2306.13649), eq. 1.
     """
-    share = torch.tensor(beta, dtype=student.dtype, device=student.device)
+    share = student.new_full((), beta)
     mixture = torch.logaddexp(teacher + share.log(), student + torch.log1p(-share))
     return beta * forward_kl(mixture, teacher) + (1 - beta) * forward_kl(mixture, student)
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from assay.data.pack import to_device
 from assay.data.render import Row
 
 STEP = 32
@@ -93,9 +94,9 @@ class Forest:
         return cls(*map(torch.from_numpy, (sources, numbers, branches, places)))
 
     def to(self, device: torch.device | str) -> Forest:
-        """The same on another device."""
+        """The same on a device."""
         tensors = (self.sources_LW, self.trees_LW, self.branches_LW, self.places_BT)
-        return Forest(*(tensor.to(device) for tensor in tensors))
+        return Forest(*(to_device(tensor, device) for tensor in tensors))
 
     @property
     def mask(self) -> Tensor:

@@ -1,6 +1,8 @@
 """Rows → tensors: padded batches, batches of similar length, and parts of a batch that fit in memory.
 
-Shapes: B rows, T tokens. Masks come from lengths, never from comparing with the pad id.
+All of it is made on the host, where lengths are known, and then moved: no device is asked where its labels are.
+Shapes: B rows, T tokens, N labels in all, R the most of any row. Masks come from lengths, never from comparing with
+the pad id.
 """
 
 from __future__ import annotations
@@ -16,6 +18,51 @@ from torch import Tensor
 from assay.data.render import Row
 
 
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the host on a device, without waiting for what the device still has to do."""
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()  # a copy from other memory may wait for the work before it
+    return tensor.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelIndex:
+    """Where the N labels of a batch are."""
+
+    ids_N: Tensor
+    """The labels themselves."""
+    before_N: Tensor
+    """Places, in the flattened batch, of the states that they are predicted from: one token earlier."""
+    rows_N: Tensor
+    slots_N: Tensor
+    """Which label of its row each is, from 0."""
+    mask_BR: Tensor
+
+    @classmethod
+    def of(cls, input_ids: Tensor, loss_mask: Tensor) -> LabelIndex:
+        """From tensors of the host, [B, T] each."""
+        rows_N, columns_N = loss_mask.nonzero(as_tuple=True)
+        counts_B = loss_mask.sum(1)
+        width = int(counts_B.max()) if len(counts_B) else 0
+        return cls(
+            input_ids[rows_N, columns_N],
+            rows_N * loss_mask.shape[1] + columns_N - 1,
+            rows_N,
+            (loss_mask.cumsum(1) - 1)[rows_N, columns_N],
+            torch.arange(width) < counts_B[:, None],
+        )
+
+    def to(self, device: torch.device | str) -> LabelIndex:
+        """The same on a device."""
+        tensors = (self.ids_N, self.before_N, self.rows_N, self.slots_N, self.mask_BR)
+        return LabelIndex(*(to_device(tensor, device) for tensor in tensors))
+
+    def spread(self, values_N: Tensor) -> Tensor:
+        """One value a label to [B, R], zero where there is none."""
+        out = torch.zeros(self.mask_BR.shape, dtype=values_N.dtype, device=values_N.device)
+        return out.index_put((self.rows_N, self.slots_N), values_N)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
     """Tensors of shape [B, T]. `loss_mask[b, t]` is True where token t is a label: it is a response token."""
@@ -24,13 +71,15 @@ class TokenBatch:
     attention_mask: Tensor
     loss_mask: Tensor
     position_ids: Tensor
+    labels: LabelIndex
     rows: tuple[Row, ...] | None = None
     """What the tensors hold, for a batch that is padded on the right."""
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        """The same batch on another device."""
+        """The same batch on a device."""
         tensors = (self.input_ids, self.attention_mask, self.loss_mask, self.position_ids)
-        return TokenBatch(*(tensor.to(device) for tensor in tensors), rows=self.rows)
+        labels = self.labels.to(device)
+        return TokenBatch(*(to_device(tensor, device) for tensor in tensors), labels=labels, rows=self.rows)
 
     def model_inputs(self) -> dict[str, Tensor]:
         """Keyword arguments for a transformers model that takes `position_ids`."""
@@ -52,7 +101,8 @@ def collate(rows: Sequence[Row], pad_id: int, *, side: Literal["right", "left"] 
         attention[b, start:stop] = True
         loss[b, start + max(row.prompt_length, 1) : stop] = True
         positions[b, start:stop] = torch.arange(len(row.ids))
-    return TokenBatch(ids, attention, loss, positions, tuple(rows) if side == "right" else None)
+    labels = LabelIndex.of(ids, loss)
+    return TokenBatch(ids, attention, loss, positions, labels, tuple(rows) if side == "right" else None)
 
 
 def batches(lengths: Sequence[int], rows: int, rng: random.Random, *, bucket: int = 8) -> list[list[int]]:

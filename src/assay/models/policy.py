@@ -29,39 +29,6 @@ class ResponseLogprobs:
     mask_BR: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class LabelIndex:
-    """Where the N labels of a batch are."""
-
-    ids_N: Tensor
-    """The labels themselves."""
-    before_N: Tensor
-    """Places, in the flattened batch, of the states that they are predicted from: one token earlier."""
-    rows_N: Tensor
-    slots_N: Tensor
-    """Which label of its row each is, from 0."""
-    mask_BR: Tensor
-
-    @classmethod
-    def of(cls, batch: TokenBatch) -> LabelIndex:
-        labels = batch.loss_mask
-        rows_N, columns_N = labels.nonzero(as_tuple=True)
-        counts_B = labels.sum(1)
-        width = int(counts_B.max()) if len(counts_B) else 0
-        return cls(
-            batch.input_ids[rows_N, columns_N],
-            rows_N * labels.shape[1] + columns_N - 1,
-            rows_N,
-            (labels.cumsum(1) - 1)[rows_N, columns_N],
-            torch.arange(width, device=labels.device) < counts_B[:, None],
-        )
-
-    def spread(self, values_N: Tensor) -> Tensor:
-        """One value a label to [B, R], zero where there is none."""
-        out = torch.zeros(self.mask_BR.shape, dtype=values_N.dtype, device=values_N.device)
-        return out.index_put((self.rows_N, self.slots_N), values_N)
-
-
 class Policy:
     """p(token | what is before it), from one backbone with one adapter or none."""
 
@@ -109,7 +76,7 @@ class Policy:
 
         The head runs at label positions only, in fp32. Shapes: [B, T] batch → [B, R].
         """
-        labels = LabelIndex.of(batch)
+        labels = batch.labels
         hidden_ND = self.backbone.states(batch, labels.before_N, self.adapter)
         weight, bias = self.head
         logprobs_N, entropy_N = token_logprobs(

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from assay.data.forest import grown
-from assay.data.pack import collate
+from assay.data.pack import collate, to_device
 from assay.data.render import Row
 
 if TYPE_CHECKING:
@@ -60,4 +60,4 @@ def read_on(backbone: Backbone, rows: Sequence[Row], adapter: str | None) -> tup
         for b, length in zip(members, lengths, strict=True):
             places_BT[b, shared : shared + length] = read + torch.arange(length)
             read += max(lengths)
-    return torch.cat([part.flatten(0, 1) for part in states]), places_BT.to(backbone.device)
+    return torch.cat([part.flatten(0, 1) for part in states]), to_device(places_BT, backbone.device)

@@ -13,7 +13,6 @@ from assay.models.backbone import Backbone, drop_dropout
 from assay.models.heads import ValueHead
 from assay.models.load import fit_vocabulary, load_classifier, load_tokenizer, saving
 from assay.models.locate import locate
-from assay.models.policy import LabelIndex
 
 HEAD = "value_head.safetensors"
 
@@ -30,7 +29,7 @@ class ValueModel:
 
     def values(self, batch: TokenBatch) -> Tensor:
         """[B, R], fp32, aligned with `Policy.logprobs`; zero where no response token is."""
-        labels = LabelIndex.of(batch)
+        labels = batch.labels
         return labels.spread(self.head(self.backbone.states(batch, labels.before_N, self.adapter)))
 
     def rescale(self, gain: float, bias: float) -> None:

@@ -31,7 +31,6 @@ from assay.models.config import LoraConfig
 from assay.models.faster import LARGE, last_mlp, only_at
 from assay.models.load import quiet_transformers
 from assay.models.packed import copied
-from assay.models.policy import LabelIndex
 from assay.models.precision import compute_dtype, weight_dtype
 from assay.pipeline.workload import Pass
 from assay.rollout.config import Weights
@@ -217,7 +216,7 @@ def without_storage(told: Any) -> Any:
 def read_at(batch: TokenBatch, *, ends: bool) -> Tensor:
     """Places of the flattened batch whose states are read: the rows' last tokens, or what their labels follow."""
     if not ends:
-        return LabelIndex.of(batch).before_N
+        return batch.labels.before_N
     count, width = batch.input_ids.shape
     return torch.arange(count, device=batch.input_ids.device) * width + batch.attention_mask.sum(1) - 1
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from assay import rng
 from assay.algorithms.kl import k1, sequence_kl
 from assay.data.ngrams import repetition
-from assay.data.pack import TokenBatch, collate
+from assay.data.pack import TokenBatch, collate, to_device
 from assay.data.render import Row
 from assay.types import Completion, FinishReason, Prompt
 
@@ -125,7 +125,10 @@ def joined(parts: Sequence[Rollouts]) -> Rollouts:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """What the updates of one iteration learn from, fixed before the first of them."""
+    """What the updates of one iteration learn from, fixed before the first of them.
+
+    It waits on the host, where counting its tokens and choosing its rows asks nothing of the device.
+    """
 
     rows: list[Row]
     mask_BR: Tensor
@@ -143,8 +146,19 @@ class Experience:
         """Some of the episodes, trimmed to the longest response among them."""
         rows = [self.rows[i] for i in index]
         width = max(len(row.ids) - row.prompt_length for row in rows)
-        tensors = (getattr(self, field.name) for field in fields(self)[1:])
-        return Experience(rows, *(tensor[list(index), :width] for tensor in tensors))
+        return Experience(rows, *(tensor[list(index), :width] for tensor in self._tensors))
+
+    def on_host(self) -> Experience:
+        """The same in the host's memory; this waits for the device."""
+        return Experience(self.rows, *(tensor.cpu() for tensor in self._tensors))
+
+    def to(self, device: torch.device | str) -> Experience:
+        """The same, from the host to a device."""
+        return Experience(self.rows, *(to_device(tensor, device) for tensor in self._tensors))
+
+    @property
+    def _tensors(self) -> Iterator[Tensor]:
+        return (getattr(self, field.name) for field in fields(self)[1:])
 
     def with_signal(self) -> list[int]:
         """Numbers of the episodes with an advantage other than 0; of all, where none has one."""
@@ -165,8 +179,8 @@ class Experience:
         return (self.take(order[start:stop]) for start, stop in pairwise(cuts) if start < stop)
 
     def parts(self, backbone: Backbone, most: int | None) -> Iterator[Experience]:
-        """The episodes of each forward pass, at most `most`."""
-        return map(self.take, backbone.parts([(row,) for row in self.rows], most))
+        """The episodes of each forward pass, at most `most`, on the model's device."""
+        return (self.take(part).to(backbone.device) for part in backbone.parts([(row,) for row in self.rows], most))
 
     def tokens(self, pad_id: int) -> TokenBatch:
         """Prompts and responses as one batch."""

@@ -173,11 +173,11 @@ def fine_tune(
             )
             for step, batch in enumerate(plan, start=(done - 1) * updates):
                 loss = imitate(policy, [rows[i] for i in batch], config.micro_batch_size, ctx.device)
-                moved = optimizer.update(step)
-                losses.append(loss.item())
+                moved = loop.read(step, {"loss": loss, **optimizer.update(step)})
+                losses.append(moved["loss"])
             measured = {
+                **loop.named("train/", moved),
                 "train/loss": loop.mean(losses),
-                **loop.numbers(moved, prefix="train/"),
                 "objective/score": answers.scores_PK.mean().item(),
                 "objective/best_score": best.scores_B.mean().item(),
                 "objective/kept": len(rows) / len(asked),

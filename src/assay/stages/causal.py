@@ -45,15 +45,15 @@ def train_causal(
             batch = [rows[i] for i in chosen]
             policy.train()
             loss = imitate(policy, batch, config.micro_batch_size, ctx.device)
-            moved = optimizer.update(step)
+            measured = loop.read(step, {"loss": loss, **optimizer.update(step)})
 
-            done, loss_value = step + 1, loss.item()
+            done, loss_value = step + 1, measured["loss"]
             first_loss = loss_value if step == 0 else first_loss
             tokens = sum(len(row.ids) for row in batch)
             metrics = {
                 "train/loss": loss_value,
-                "train/grad_norm": moved["grad_norm"],
-                "train/learning_rate": moved["learning_rate"],
+                "train/grad_norm": measured["grad_norm"],
+                "train/learning_rate": measured["learning_rate"],
                 "train/tokens_per_s": tokens / (time.perf_counter() - began),
                 **loop.cursor(chosen, done, plan, config.epochs),
             }

@@ -18,7 +18,7 @@ from torch import Tensor
 from assay import rng
 from assay.algorithms.preference_loss import ranking_loss
 from assay.data.items import as_preferences
-from assay.data.pack import collate
+from assay.data.pack import collate, to_device
 from assay.data.prepared import Prepared
 from assay.data.render import Row
 from assay.data.stored import Lazily, lengths_of, select
@@ -69,7 +69,8 @@ class Comparisons:
         """Shares of the members' mean loss and accuracy."""
         chosen = [self.comparisons[p] for p in part]
         scores_PKM, mask_PK = ranked_scores(self.model, chosen)
-        margin_P = self.config.margin + torch.tensor([c.margin for c in chosen], device=scores_PKM.device)
+        device = scores_PKM.device
+        margin_P = to_device(self.config.margin + torch.tensor([c.margin for c in chosen]), device)
         members = scores_PKM.shape[2]
         loss, accuracy = scores_PKM.new_zeros(()), scores_PKM.new_zeros(())
         for m in range(members):
@@ -79,7 +80,7 @@ class Comparisons:
                 margin=margin_P,
                 centring=self.config.centring,
                 smoothing=self.config.label_smoothing,
-                weight_P=None if self.draws_MP is None else self.draws_MP[m, part],
+                weight_P=None if self.draws_MP is None else to_device(self.draws_MP[m, part], device),
                 total=len(step) if self.draws_MP is None else self.draws_MP[m, step].sum().clamp(min=1),
             )
             loss = loss + share / members
@@ -93,11 +94,12 @@ def ranked_scores(model: RewardModel, comparisons: Sequence[Comparison]) -> tupl
     places = [(p, k) for k in range(width) for p, comparison in enumerate(comparisons) if k < len(comparison.rows)]
     batch = collate([comparisons[p].rows[k] for p, k in places], model.pad_id).to(model.backbone.device)
     scores_BMO = model.scores(batch)
-    place_P, place_K = torch.tensor(places, device=scores_BMO.device).unbind(1)
-    asked_P = torch.tensor([comparison.objective for comparison in comparisons], device=scores_BMO.device)
+    device = scores_BMO.device
+    place_P, place_K = to_device(torch.tensor(places), device).unbind(1)
+    asked_P = to_device(torch.tensor([comparison.objective for comparison in comparisons]), device)
     scores_BM = scores_BMO.take_along_dim(asked_P[place_P][:, None, None], dim=2).squeeze(2)
     scores_PKM = scores_BM.new_zeros(len(comparisons), width, scores_BM.shape[1])
-    mask_PK = torch.zeros(len(comparisons), width, dtype=torch.bool, device=scores_BM.device)
+    mask_PK = torch.zeros(len(comparisons), width, dtype=torch.bool, device=device)
     mask_PK[place_P, place_K] = True
     return scores_PKM.index_put((place_P, place_K), scores_BM), mask_PK
 
@@ -117,13 +119,16 @@ def comparisons_of(
     return Lazily(fit, comparison, rendered.tokens()[fit])
 
 
-def bootstrap(members: int, comparisons: int, seed: int, device: str) -> Tensor | None:
-    """How often each member draws each comparison [M, P]; None for a single model, which learns from them all."""
+def bootstrap(members: int, comparisons: int, seed: int) -> Tensor | None:
+    """How often each member draws each comparison [M, P]; None for a single model, which learns from them all.
+
+    On the host: each step takes its own to the device.
+    """
     if members == 1:
         return None
     ones = torch.ones(comparisons)
     draws = [torch.poisson(ones, generator=rng.torch_rng(seed, "bootstrap", member)) for member in range(members)]
-    return torch.stack(draws).to(device)
+    return torch.stack(draws)
 
 
 def to_learn(data: Prepared, objectives: Sequence[str]) -> Sequence[Preference | Ranking]:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from assay import rng
 from assay.algorithms import direct_loss
-from assay.data.pack import collate
+from assay.algorithms.masked import masked_sum
+from assay.data.pack import collate, to_device
 from assay.data.render import Row
 from assay.data.stored import IN_MEMORY, Lazily, batched, lengths_of
 from assay.models.policy import Policy, ResponseLogprobs
@@ -123,7 +124,10 @@ class Learner:
 
     @torch.no_grad()
     def reference(self, policy: Policy, examples: Sequence[Example]) -> Tensor:
-        """Summed log-probabilities of both rows of each example under the reference, [N, 2]; 0 where it has no say."""
+        """Summed log-probabilities of both rows of each example under the reference, [N, 2]; 0 where it has no say.
+
+        On the host: each step takes its own to the device.
+        """
         sums_M = torch.zeros(2 * len(examples), device=self.device)
         if self.config.reference:
             start = 0
@@ -133,9 +137,9 @@ class Learner:
                     sums = self.logprobs(policy, [rows[i] for i in part]).logprobs_BR.sum(1)
                     sums_M[[start + i for i in part]] = sums
                 start += len(rows)
-        return sums_M.view(-1, 2)
+        return sums_M.view(-1, 2).cpu()
 
-    def step(self, batch: Sequence[Example], reference_BE: Tensor) -> dict[str, float]:
+    def step(self, batch: Sequence[Example], reference_BE: Tensor) -> dict[str, Tensor]:
         """Metrics of one optimizer step, or of all held-out examples; where gradients are on, its gradient too."""
         loss_of = self.pairs
         if not self.config.paired:
@@ -143,15 +147,18 @@ class Learner:
         goods = sum(example.good for example in batch)
         sums: dict[str, Tensor] = {}
         for index in self.parts(batch):
-            part, reference = [batch[i] for i in index], reference_BE[index]
+            part, reference = [batch[i] for i in index], to_device(reference_BE[index], self.device)
             loss, logprobs_B, measured = loss_of(part, reference, total=len(batch))
             if torch.is_grad_enabled():
                 loss.backward()
-            good_B = torch.tensor([example.good for example in part], device=self.device)
             if goods:
-                measured["chosen_logprob"] = logprobs_B.detach()[good_B].sum() / goods
+                measured["chosen_logprob"] = masked_sum(logprobs_B.detach(), self.good(part)) / goods
             loop.add_to(sums, {"loss": loss.detach(), **measured})
-        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))  # one synchronisation
+        return sums
+
+    def good(self, part: Sequence[Example]) -> Tensor:
+        """Which of the judged answers are good, [B]."""
+        return to_device(torch.tensor([example.good for example in part]), self.device)
 
     def pairs(
         self, part: Sequence[Example], reference_BE: Tensor, *, total: int
@@ -175,7 +182,7 @@ class Learner:
         scored = self.logprobs(self.policy, [example.row for example in part])
         loss, metrics = direct_loss.kto_loss(
             self.ratios(scored, reference_BE[:, 0]),
-            torch.tensor([example.good for example in part], device=self.device),
+            self.good(part),
             baseline=baseline,
             beta=self.config.beta,
             desirable_weight=self.config.desirable_weight,
@@ -187,7 +194,10 @@ class Learner:
     def baseline(self, batch: Sequence[Example], reference_BE: Tensor) -> Tensor:
         """KTO's z₀ of the whole step."""
         ratios = [
-            self.ratios(self.logprobs(self.policy, [batch[i].other for i in index]), reference_BE[index, 1])
+            self.ratios(
+                self.logprobs(self.policy, [batch[i].other for i in index]),
+                to_device(reference_BE[index, 1], self.device),
+            )
             for index in self.parts(batch)
         ]
         return direct_loss.kto_baseline(torch.cat(ratios))

@@ -28,7 +28,6 @@ from assay.data.tokens import render
 from assay.errors import DataError, ModelError
 from assay.models.load import load_tokenizer
 from assay.models.locate import locate
-from assay.models.policy import LabelIndex
 from assay.models.roles import Policy, load_policy
 from assay.rollout import collect
 from assay.rollout.collect import Rollouts
@@ -81,11 +80,11 @@ def run(config: DistillConfig, inputs: StageInputs, ctx: RunContext) -> dict[str
             rows = texts(step)
             loop.seed_dropout(ctx.seed, step)
             student.train()
-            loss = imitate_teacher(student, teacher, rows, divergence, config, ctx.device)
-            moved = optimizer.update(step)
-            done = step + 1
+            nats = imitate_teacher(student, teacher, rows, divergence, config, ctx.device)
+            measured = loop.read(step, {"loss": nats, **optimizer.update(step)})
+            done, loss = step + 1, measured["loss"]
             speed = sum(len(row.ids) for row in rows) / (time.perf_counter() - began)
-            ctx.log(done, {"train/loss": loss, **loop.numbers(moved, prefix="train/"), "train/tokens_per_s": speed})
+            ctx.log(done, {**loop.named("train/", measured), "train/tokens_per_s": speed})
             progress.update(done, f"divergence {loss:.3f}")
             state = {"loss_first": state.get("loss_first", loss), "loss_last": loss}
             loop.finish_step(ctx, optimizer, done, steps, config.checkpoint_every, state)
@@ -133,7 +132,7 @@ def divergence_of(config: DistillConfig) -> Divergence:
 
 def imitate_teacher(
     student: Policy, teacher: Policy, rows: Sequence[Row], divergence: Divergence, config: DistillConfig, device: str
-) -> float:
+) -> Tensor:
     """Gradient of the mean divergence per response token of one optimizer step's rows; returns it in nats."""
     total = sum(len(row.ids) - row.prompt_length for row in rows)
     loss = torch.zeros((), device=device)
@@ -143,14 +142,14 @@ def imitate_teacher(
         share = masked_mean(values_BR, mask_BR, total=total)
         share.backward()
         loss += share.detach()
-    return loss.item()
+    return loss
 
 
 def divergence_BR(
     student: Policy, teacher: Policy, batch: TokenBatch, divergence: Divergence, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Divergence of the two distributions of every response token, and which tokens count."""
-    labels = LabelIndex.of(batch)
+    labels = batch.labels
     hidden_ND = student.backbone.states(batch, labels.before_N, student.adapter)
     with torch.no_grad():
         teacher_hidden_NE = teacher.backbone.states(batch, labels.before_N, teacher.adapter)

@@ -90,9 +90,10 @@ def estimate(rollouts: Rollouts, online: Online, config: GroupConfig) -> tuple[E
     )
     advantages_BR = importance_weighted(advantages_BR, rollouts, old_BR, config)
     ones_BR, no_critic = torch.ones_like(old_BR), torch.zeros(len(rollouts.rows), 0)
-    return Experience(
+    experience = Experience(
         rollouts.rows, mask_BR, old_BR, rollouts.reference_BR, advantages_BR, ones_BR, no_critic, no_critic
-    ), measured
+    )
+    return experience.on_host(), measured
 
 
 def shaped_scores(online: Online, rollouts: Rollouts, config: GroupConfig) -> Tensor:
@@ -148,9 +149,10 @@ def update(
     for epoch in range(config.inner_epochs):
         noise = rng.python_rng(ctx.seed, "minibatches", iteration, epoch)
         for batch in experience.minibatches(config.minibatches, noise):
+            step = iteration * config.updates + len(steps)
             measured = policy_step(batch, policy, config, kl_coef)
-            moved = optimizer.update(iteration * config.updates + len(steps))
-            steps.append(measured | loop.numbers(moved, prefix="policy/"))
+            measured |= loop.named("policy/", optimizer.update(step))
+            steps.append(loop.read(step, measured))
         if config.kl_stop is not None and steps[-1]["policy/approxkl_avg"] > config.kl_stop:
             break
     averages = {key: loop.mean([step[key] for step in steps]) for key in steps[0]}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from assay.algorithms.process_loss import step_loss
-from assay.data.pack import collate
+from assay.data.pack import collate, to_device
 from assay.data.render import Row
 from assay.errors import DataError
 from assay.models.reward_model import padded
@@ -52,14 +52,15 @@ class Steps:
     def loss(self, part: Sequence[int], step: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Shares of loss and accuracy."""
         chosen = [self.responses[i] for i in part]
-        device = self.model.backbone.device
-        batch = collate([judged.row for judged in chosen], self.model.pad_id).to(device)
-        ends_BS = padded([judged.ends for judged in chosen]).to(device)
+        ends_BS = padded([judged.ends for judged in chosen])
         good_BS = torch.zeros_like(ends_BS, dtype=torch.bool)
         mask_BS = torch.zeros_like(good_BS)
         for b, judged in enumerate(chosen):
-            good_BS[b, : len(judged.good)] = torch.tensor(judged.good, device=device)
+            good_BS[b, : len(judged.good)] = torch.tensor(judged.good)
             mask_BS[b, : len(judged.good)] = True
+        device = self.model.backbone.device
+        batch = collate([judged.row for judged in chosen], self.model.pad_id).to(device)
+        ends_BS, good_BS, mask_BS = (to_device(tensor, device) for tensor in (ends_BS, good_BS, mask_BS))
         total = sum(len(self.responses[i].good) for i in step)
         loss, metrics = step_loss(self.model.score_steps(batch, ends_BS), good_BS, mask_BS, total=total)
         return loss, metrics["accuracy"]

@@ -73,17 +73,14 @@ class Optimizer:
             fused=True,
         )
 
-    def update(self, step: int) -> dict[str, float]:
+    def update(self, step: int) -> dict[str, Tensor | float]:
         """One step with the gradients at hand; returns the gradient norm before clipping, the rate, and the step's RMS.
 
-        Raises `NotFiniteError` when the gradient is not finite, before any weight is touched.
+        Where the gradient is not finite, weights and moments stay as they are, and `read` raises: the device sees to
+        it, so that nobody waits for the norm before the update.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm).item()
-        if not math.isfinite(norm):
-            raise NotFiniteError(
-                f"the gradient of step {step} is not finite",
-                hint="lower optim.learning_rate, or look for rows with extreme lengths in this batch",
-            )
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        self._adam.found_inf = norm.isfinite().logical_not().float()  # pyright: ignore[reportAttributeAccessIssue]
         rate = self.factor * learning_rate(self.config, step, self.steps)
         for group in self._adam.param_groups:
             group["lr"] = rate
@@ -91,7 +88,7 @@ class Optimizer:
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
         moved = (self._probe() - before).square().mean().sqrt()
-        return {"grad_norm": norm, "learning_rate": rate, "update_rms": moved.item()}
+        return {"grad_norm": norm, "learning_rate": rate, "update_rms": moved}
 
     def _probe(self) -> Tensor:
         """The first numbers of every tensor, copied: few enough to cost nothing, and of all layers."""
@@ -118,6 +115,27 @@ class Optimizer:
             }
             if moments:
                 self._adam.state[parameter] = moments
+
+
+def read(step: int, measured: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """What was measured of an optimizer step, as numbers: the only time that the step waits for the device.
+
+    Raises `NotFiniteError` when a gradient was not finite; `update` has moved no weight by it.
+    """
+    found = on_host(measured)
+    if not all(math.isfinite(value) for name, value in found.items() if name.endswith("grad_norm")):
+        raise NotFiniteError(
+            f"the gradient of step {step} is not finite",
+            hint="lower optim.learning_rate, or look for rows with extreme lengths in this batch",
+        )
+    return found
+
+
+def on_host(measured: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Numbers, and tensors of one number each, as numbers: the device is waited for once."""
+    tensors = [value for value in measured.values() if isinstance(value, Tensor)]
+    found = iter(torch.stack(tensors).tolist() if tensors else [])
+    return {name: next(found) if isinstance(value, Tensor) else value for name, value in measured.items()}
 
 
 def resume(ctx: RunContext, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
@@ -236,6 +254,11 @@ def order(count: int, epoch: int, seed: int) -> Sequence[int]:
 def numbers(report: Mapping[str, Any], *, prefix: str = "") -> dict[str, float]:
     """The plain numbers of a report, renamed for the metrics log where a prefix is given."""
     return {f"{prefix}{key}": value for key, value in report.items() if isinstance(value, int | float)}
+
+
+def named(prefix: str, measured: Mapping[str, T]) -> dict[str, T]:
+    """The same under longer names."""
+    return {f"{prefix}{name}": value for name, value in measured.items()}
 
 
 def add_to(sums: dict[str, Tensor], shares: Mapping[str, Tensor]) -> None:

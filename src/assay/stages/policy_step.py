@@ -29,7 +29,7 @@ def importance_weighted(
     return advantages_BR * policy_loss.importance_weights(old_BR, rollouts.logprobs_BR, mask_BR, cap=cap)
 
 
-def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, kl_coef: float) -> dict[str, float]:
+def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, kl_coef: float) -> dict[str, Tensor]:
     """Gradient of one optimizer step: Σ w·(surrogate + β·KL − entropy bonus), a micro-batch at a time.
 
     Where nothing but advantages has a gradient, episodes without one are left out, and the metrics are of the others;
@@ -41,7 +41,7 @@ def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, 
     response_weight = weights_BR.sum() / counted.sum()
     batch = batch.weighted(weights_BR)
     sums: dict[str, Tensor] = {}
-    drift, drifted = torch.zeros((), device=batch.mask_BR.device), 0
+    drift, drifted = torch.zeros((), device=policy.backbone.device), 0
     if config.kl_loss is None and not config.entropy_coef and config.surrogate != "penalty":
         learning = batch.with_signal()  # the others' gradient is 0, and the denominators are fixed by now
         silent = sorted(set(range(len(batch.rows))) - set(learning))
@@ -49,7 +49,7 @@ def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, 
             drift, drifted = approxkl(batch.take(silent), policy, config)
         batch = batch.take(learning)
     tokens = int(batch.mask_BR.sum())
-    error = torch.zeros((), device=batch.mask_BR.device)
+    error = torch.zeros((), device=policy.backbone.device)
     for rows in batch.parts(policy.backbone, config.micro_batch_size):
         scored = policy.logprobs(
             rows.tokens(policy.pad_id), temperature=config.sampling.temperature, entropy=config.entropy_coef > 0
@@ -76,17 +76,17 @@ def policy_step(batch: Experience, policy: Policy, config: SamplingStageConfig, 
         loop.add_to(sums, {"loss": loss.detach(), **measured})
         error = torch.maximum(error, policy_loss.ratio_error(scored.logprobs_BR, rows.logprobs_BR, rows.mask_BR))
     return {
-        "policy/loss": sums["loss"].item(),
-        "policy/clipfrac_avg": sums["clipfrac"].item() / tokens,
-        "policy/approxkl_avg": (sums["approxkl"] + drift).item() / (tokens + drifted),
-        "policy/ratio_error": error.item(),
+        "policy/loss": sums["loss"],
+        "policy/clipfrac_avg": sums["clipfrac"] / tokens,
+        "policy/approxkl_avg": (sums["approxkl"] + drift) / (tokens + drifted),
+        "policy/ratio_error": error,
     }
 
 
 @torch.no_grad()
 def approxkl(batch: Experience, policy: Policy, config: SamplingStageConfig) -> tuple[Tensor, int]:
     """k3 estimate of KL(old ‖ new), nats, summed over the tokens of some episodes, and how many those are."""
-    total = torch.zeros((), device=batch.mask_BR.device)
+    total = torch.zeros((), device=policy.backbone.device)
     for rows in batch.parts(policy.backbone, config.micro_batch_size):
         scored = policy.logprobs(rows.tokens(policy.pad_id), temperature=config.sampling.temperature)
         total = total + policy_loss.approxkl(scored.logprobs_BR, rows.logprobs_BR, rows.mask_BR)

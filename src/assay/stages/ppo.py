@@ -85,7 +85,7 @@ def estimate(
         values_BR,
         returns_BR,
     )
-    return experience, measured
+    return experience.on_host(), measured
 
 
 def update(
@@ -105,12 +105,12 @@ def update(
         for batch in experience.minibatches(config.minibatches, noise):
             step = iteration * config.updates + len(steps)
             measured = value_step(batch, roles, config)
-            measured |= loop.numbers(optimizers["value"].update(step), prefix="val/")
+            measured |= loop.named("val/", optimizers["value"].update(step))
             if train_policy:
                 measured |= policy_step(batch, roles.policy, config, kl_coef)
                 moved = optimizers["policy"].update(step - config.value_warmup * config.updates)
-                measured |= loop.numbers(moved, prefix="policy/")
-            steps.append(measured)
+                measured |= loop.named("policy/", moved)
+            steps.append(loop.read(step, measured))
         if train_policy and config.kl_stop is not None and steps[-1]["policy/approxkl_avg"] > config.kl_stop:
             break
     averages = {key: loop.mean([step[key] for step in steps]) for key in steps[0]}
@@ -118,7 +118,7 @@ def update(
     return averages | ({"policy/ratio_first_error": steps[0]["policy/ratio_error"]} if train_policy else {})
 
 
-def value_step(batch: Experience, roles: PPORoles, config: PPOConfig) -> dict[str, float]:
+def value_step(batch: Experience, roles: PPORoles, config: PPOConfig) -> dict[str, Tensor]:
     """Gradient of the clipped value loss over one minibatch; what is logged as loss is not clipped."""
     total = int(batch.mask_BR.sum())
     sums: dict[str, Tensor] = {}
@@ -133,7 +133,7 @@ def value_step(batch: Experience, roles: PPORoles, config: PPOConfig) -> dict[st
         )
         loss.backward()
         loop.add_to(sums, measured)
-    return {"val/loss": sums["error"].item() / 2, "val/clipfrac_avg": sums["clipfrac"].item()}
+    return {"val/loss": sums["error"] / 2, "val/clipfrac_avg": sums["clipfrac"]}
 
 
 def build_optimizers(roles: PPORoles, config: PPOConfig) -> dict[str, loop.Optimizer]:

@@ -105,7 +105,7 @@ def learn(learner: Learner, renderer: Renderer, inputs: StageInputs, ctx: RunCon
     if not train:
         raise DataError("no comparison fits the context", hint=f"raise preference.max_length ({config.max_length})")
     reference_NE, held_out_NE = (reference_logprobs(learner, some, inputs.cache) for some in (train, held_out))
-    validate = torch.no_grad()(lambda: learner.step(held_out, held_out_NE) if held_out else {})
+    validate = torch.no_grad()(lambda: loop.on_host(learner.step(held_out, held_out_NE)) if held_out else {})
 
     steps = plan(train, config, ctx.seed)
     optimizer = loop.Optimizer(parameters, config.optim, len(steps))
@@ -219,10 +219,10 @@ def reference_logprobs(learner: Learner, examples: Sequence[Example], cache: Pat
     lines = (np.array(_numbers(example), np.int64).tobytes() for example in examples)
     stored = cache / f"{digest_of(itertools.chain([learner.policy.identity.encode()], lines))}.safetensors"
     try:
-        return load_file(stored, device=learner.device)["logprobs"]
+        return load_file(stored)["logprobs"]
     except (OSError, SafetensorError, KeyError):  # not there, or not whole
         logprobs_NE = learner.reference(learner.policy, examples)
-        write_whole(stored, lambda partial: save_file({"logprobs": logprobs_NE.cpu()}, partial))
+        write_whole(stored, lambda partial: save_file({"logprobs": logprobs_NE}, partial))
         return logprobs_NE
 
 
@@ -236,7 +236,7 @@ def update(
 ) -> dict[str, float]:
     """One optimizer step; its metrics for the log."""
     began = time.perf_counter()
-    measured = learner.step(batch, reference_BE)
-    measured |= optimizer.update(step)
+    sums = learner.step(batch, reference_BE)
+    measured = loop.read(step, {**sums, **optimizer.update(step)})
     measured["examples_per_s"] = len(batch) / (time.perf_counter() - began)
-    return loop.numbers(measured, prefix="train/")
+    return loop.named("train/", measured)

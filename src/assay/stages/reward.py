@@ -72,7 +72,7 @@ def learn(model: RewardModel, config: RewardConfig, inputs: StageInputs, ctx: Ru
             scores = reward_report.score_pairs(model, validation, config.batch_size)
             return reward_report.of_pairs(model.readout, validation, scores, inputs)
 
-        draws = bootstrap(model.readout.members, len(comparisons), ctx.seed, ctx.device)
+        draws = bootstrap(model.readout.members, len(comparisons), ctx.seed)
         train(model, Comparisons(model, comparisons, config, draws), validate, config, ctx)
 
     gains_MO = calibrate(model, validation, config.batch_size)

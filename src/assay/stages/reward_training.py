@@ -52,14 +52,14 @@ def train(
                 share.backward()
                 loss += share.detach()
                 accuracy += right
-            moved = optimizer.update(step)
+            measured = loop.read(step, {"loss": loss, "accuracy": accuracy, **optimizer.update(step)})
 
             done = step + 1
             metrics = {
-                "train/loss": loss.item(),
-                "train/accuracy": accuracy.item(),
-                "train/grad_norm": moved["grad_norm"],
-                "train/learning_rate": moved["learning_rate"],
+                "train/loss": measured["loss"],
+                "train/accuracy": measured["accuracy"],
+                "train/grad_norm": measured["grad_norm"],
+                "train/learning_rate": measured["learning_rate"],
                 "train/pairs_per_s": len(batch) / (time.perf_counter() - began),
                 **loop.cursor(batch, done, plan, config.epochs),
             }

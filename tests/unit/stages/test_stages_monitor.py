@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tests.unit.stages.toy import Memory, same, toy_data, weights
 from torch.nn import Parameter
 
 from assay.doctor.config import Act
-from assay.errors import TrainingError
+from assay.errors import NotFiniteError, TrainingError
 from assay.models.checkpoint import load_checkpoint
 from assay.pipeline.context import stage_context
 from assay.pipeline.watch import Watch
@@ -109,6 +110,26 @@ def test_a_corrected_stage_goes_on_from_its_checkpoint_with_shorter_steps(tmp_pa
         assert (done, state, weight.tolist()) == (3, {"kl_coef": 0.1}, [1.0, 1.0])
         weight.grad = torch.ones(2)
         assert optimizer.update(3)["learning_rate"] == pytest.approx(0.3 / 3**remedy.times)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_moves_neither_weights_nor_moments_and_is_told(bad: float) -> None:
+    learnt = {"matrix": Parameter(torch.ones(2, 2)), "vector": Parameter(torch.ones(3))}
+    optimizer = loop.Optimizer(learnt, OptimConfig(learning_rate=0.1, schedule="constant", warmup=0.0), 10)
+
+    def step(number: int, last: float) -> dict[str, float]:
+        learnt["matrix"].grad, learnt["vector"].grad = torch.ones(2, 2), torch.tensor([1.0, 2.0, last])
+        return loop.read(number, optimizer.update(number))
+
+    assert step(0, 3.0)["update_rms"] > 0
+    before = {name: tensor.clone() for name, tensor in optimizer.tensors().items()}
+    assert before["vector|step"] == 1
+    with pytest.raises(NotFiniteError, match="the gradient of step 1 is not finite"):
+        step(1, bad)
+    assert same(before, optimizer.tensors())
+    step(2, 3.0)
+    assert optimizer.tensors()["vector|step"] == 2
+    assert not same(before, optimizer.tensors())
 
 
 def test_every_correction_doubles_the_kl_weight_from_the_default_on() -> None:

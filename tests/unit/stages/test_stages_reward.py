@@ -293,15 +293,15 @@ def test_how_a_batch_is_split_changes_nothing_and_the_rate_goes_down_step_by_ste
 
 
 def test_every_member_has_its_own_bootstrap_sample() -> None:
-    draws = bootstrap(3, 20_000, seed=0, device="cpu")
+    draws = bootstrap(3, 20_000, seed=0)
     assert draws is not None
     assert draws.mean(dim=1).tolist() == pytest.approx([1.0] * 3, abs=4 / 20_000**0.5)
     assert (draws == 0).float().mean(dim=1).tolist() == pytest.approx([0.3679] * 3, abs=0.02)  # e⁻¹ stay out of the bag
     assert torch.corrcoef(draws).fill_diagonal_(0).abs().max() < 0.03
-    other = bootstrap(3, 20_000, seed=1, device="cpu")
+    other = bootstrap(3, 20_000, seed=1)
     assert other is not None
     assert torch.corrcoef(torch.cat([draws, other]))[:3, 3:].abs().max() < 0.03
-    assert bootstrap(1, 10, seed=0, device="cpu") is None
+    assert bootstrap(1, 10, seed=0) is None
 
 
 @pytest.mark.parametrize("changes", [{}, {"ensemble": {"members": 3}}, {"objectives": {"taste": 1.0, "warmth": 1.0}}])
@@ -313,7 +313,7 @@ def test_a_step_does_not_depend_on_how_it_is_split(sft_folder: Path, changes: di
         readout = reward.readout_of(settings)
         model = load_reward_model(sft_folder, head_seed=0, readout=readout, max_length=32)
         found = comparisons_of(model, to_learn(data, readout.objectives))[:12]
-        lesson = Comparisons(model, found, settings, bootstrap(readout.members, 12, 1, "cpu"))
+        lesson = Comparisons(model, found, settings, bootstrap(readout.members, 12, 1))
         batch, accuracy = list(range(12)), 0.0
         for start in range(0, 12, size):
             loss, right = lesson.loss(batch[start : start + size], batch)

@@ -289,8 +289,8 @@ class AtOnce(Renderer):
         text = f"Question: {prompt.text} Answer: "
         return Row([*self.encoded(text + response), self.eos_id], len(self.encoded(text)))
 
-    def prompt(self, prompt: Prompt, *, reserve: int = 1) -> list[int]:
-        return self.encoded(f"Question: {prompt.text} Answer: ")
+    def fitted(self, prompt: Prompt, *, reserve: int = 1) -> tuple[list[int], bool]:
+        return self.encoded(f"Question: {prompt.text} Answer: "), False
 
     def encoded(self, text: str) -> list[int]:
         return encode_all(self.tokenizer, [(text, False)])[text, False]

@@ -71,8 +71,8 @@ def generate(job: Job, rows: Rows) -> dict[str, Any]:
     """The engine on the prompts whose last token says how long the response is (`work.count_down`)."""
 
     class Given(Renderer):
-        def prompt(self, prompt: Prompt, *, reserve: int = 1) -> list[int]:
-            return ids[prompt]
+        def fitted(self, prompt: Prompt, *, reserve: int = 1) -> tuple[list[int], bool]:
+            return ids[prompt], False
 
     prompts = [prompt_of(row) for row in rows]
     ids = {prompt: row["counted_ids"] for prompt, row in zip(prompts, rows, strict=True)}

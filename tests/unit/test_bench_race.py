@@ -234,8 +234,9 @@ def test_responses_end_where_their_prompt_says_on_both_sides(counting: Path) -> 
     lengths = {Prompt.ask("fox"): 8, Prompt.ask("lazy dog"): 23, Prompt.ask("the quick dog"): 64}
 
     class Given(Renderer):
-        def prompt(self, prompt: Prompt, *, reserve: int = 1) -> list[int]:
-            return [*super().prompt(prompt, reserve=reserve)[:-1], token_of[lengths[prompt]]]
+        def fitted(self, prompt: Prompt, *, reserve: int = 1) -> tuple[list[int], bool]:
+            ids, cut = super().fitted(prompt, reserve=reserve)
+            return [*ids[:-1], token_of[lengths[prompt]]], cut
 
     renderer = Given(policy.tokenizer, max_length=200)
     ours = Engine(policy, renderer, max_batch=2).generate(list(lengths), work.SAMPLING, seeds=[0, 1, 2])

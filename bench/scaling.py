@@ -145,8 +145,7 @@ def page(facts: Mapping[str, Any], seconds: Mapping[str, Mapping[int, float]]) -
         f"# How the time of a step grows\n\n{common.origin_text(facts)}\n"
         f"One iteration of the group stage (GRPO, LoRA) with a Llama of four layers; at rest: {base}.\n\n"
         f"{common.table(['size', 'time of a step', 'exponent', 'at the largest'], rows)}\n"
-        "Below 1: something fixed is shared out. A larger group is cheaper, because the batch stays as it is and has\n"
-        "fewer prompts to read.\n"
+        "Below 1: something fixed is shared out. With a larger group the batch stays as it is, and has fewer prompts.\n"
     )
 
 

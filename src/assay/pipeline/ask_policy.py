@@ -20,6 +20,7 @@ from assay.doctor.data import evenly
 from assay.doctor.detector import Evidence, Missing
 from assay.doctor.probe_batch import PromptBatch, StepProbe
 from assay.doctor.probe_policy import PolicyProbe
+from assay.doctor.probing import exact
 from assay.doctor.recipe import Weights
 from assay.doctor.tokens import PROBED, Endings
 from assay.models.backbone import drop_dropout
@@ -153,7 +154,7 @@ def step(stage: Stage) -> list[Evidence]:
         raise Missing("answers of unequal length are needed: every split divides by the same number")
     drop_dropout(policy.model)  # noise of two passes is no difference of two splits
     gradient = partial(imitate, policy, found, device=stage.device)
-    return [StepProbe(gradient, policy.parameters_trained(), where=stage.where)]
+    return [StepProbe(gradient, policy.parameters_trained(), where=stage.where, exact=exact(policy.backbone))]
 
 
 def endings(stage: Stage) -> list[Evidence]:

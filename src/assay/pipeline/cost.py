@@ -232,7 +232,9 @@ class Estimator:
         token = 2 * model.blocks * model.cached
         entering = self._passing(stage, task.prompts) + token * tokens(task.prompts.rows)
         drawn = DRAWN * task.rows * model.vocabulary * 4
-        return token * task.rows * task.columns + model.copied(task.weights) + max(entering, drawn)
+        # On a CPU a cache takes memory where it is written to (rollout/cache.py).
+        cells = task.tokens if self.device == "cpu" else task.rows * task.columns
+        return token * cells + model.copied(task.weights) + max(entering, drawn)
 
     # Time
 

@@ -122,7 +122,7 @@ def full_slots(backbone: Backbone, rows: int, columns: int) -> Slots:
     cache = SlotCache(config.num_hidden_layers, rows, columns + 1)
     cache.align(0, columns)
     zeros = torch.zeros(rows, 1, dtype=torch.long, device=device)
-    samples = [Sample([0] * columns, seed=0, ids=[0]) for _ in range(rows)]
+    samples = [Sample([0] * columns, cut=False, seed=0, ids=[0]) for _ in range(rows)]
     mask = torch.ones(rows, columns + 1, dtype=torch.bool, device=device)
     return Slots(samples, cache, mask, zeros, zeros, zeros, uniform=zeros.double(), seen=None)
 

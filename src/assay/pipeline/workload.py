@@ -63,11 +63,13 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """Responses sampled together: most rows alive at once, columns of the longest, steps, and rows of all steps."""
+    """Responses sampled together: most rows alive at once, columns of the longest, tokens of so many rows, the longest;
+    steps, and rows of all steps."""
 
     role: Role
     rows: int
     columns: int
+    tokens: int
     steps: float
     row_steps: float
     prompts: Pass
@@ -299,7 +301,10 @@ class Workload:
         reading = Pass(role, tuple(prompts[i] for i in first), times * tokens(prompts), words=False)
         steps, row_steps = decoded([len(row.ids) - row.prompt_length for row in asked], at_once)
         columns = asked[0].prompt_length + self.config.sampling.max_new_tokens
-        return Decode(role, min(at_once, len(asked)), columns, times * steps, times * row_steps, reading, weights)
+        filled = sum(len(row.ids) for row in asked[:at_once])
+        return Decode(
+            role, min(at_once, len(asked)), columns, filled, times * steps, times * row_steps, reading, weights
+        )
 
 
 def tokens(rows: Sequence[Row]) -> int:

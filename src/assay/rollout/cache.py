@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
+import mmap
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,8 +35,7 @@ class SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         def room(states: Tensor) -> Tensor:
-            # Zeros, not whatever memory holds: a masked NaN is still a NaN after softmax's weight of zero.
-            return states.new_zeros(self.rows, states.shape[1], self.capacity, states.shape[3])
+            return zeros_like(states, (self.rows, states.shape[1], self.capacity, states.shape[3]))
 
         self._held = {"keys": room(key_states), "values": room(value_states)}
         self.is_initialized = True
@@ -72,10 +74,11 @@ class SlotLayer(CacheLayerMixin):
             taken = tokens.view(count, width, *tokens.shape[1:]).transpose(1, 2)
             getattr(self, name)[first:, :, self.length - width : self.length] = taken
 
-    def compact(self, sources: Tensor, targets: Tensor, rows: int) -> None:
-        """Copy rows into the places of others, and see the first `rows`."""
+    def compact(self, sources: Tensor, targets: Tensor, rows: int, columns: int) -> None:
+        """Copy rows, of which the last `columns` are needed, into the places of others, and see the first `rows`."""
+        needed = slice(self.length - columns, self.length)
         for held in (self.keys, self.values):
-            held[targets, :, : self.length] = held[sources, :, : self.length]
+            held[targets, :, needed] = held[sources, :, needed]
         self.use(rows)
 
     def align(self, columns: int, length: int) -> None:
@@ -145,15 +148,27 @@ class SlotCache(Cache):
             layer.take(lines.layers[place], places_BW)
             lines.layers[place] = LineLayer()
 
-    def compact(self, sources: Tensor, targets: Tensor, rows: int) -> None:
+    def compact(self, sources: Tensor, targets: Tensor, rows: int, columns: int) -> None:
         """See `SlotLayer.compact`."""
         for layer in self.layers:
-            layer.compact(sources, targets, rows)
+            layer.compact(sources, targets, rows, columns)
 
     def align(self, columns: int, length: int) -> None:
         """See `SlotLayer.align`."""
         for layer in self.layers:
             layer.align(columns, length)
+
+
+def zeros_like(states: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zeros of that kind; on a CPU, memory that takes no page before something is written to it.
+
+    Zeros, not whatever memory holds: a masked NaN is still a NaN after softmax's weight of zero. A row fills its own
+    columns alone, so most of a cache that has room for the longest in every row is never touched.
+    """
+    if states.device.type != "cpu":
+        return states.new_zeros(shape)
+    size = math.prod(shape) * states.itemsize
+    return torch.frombuffer(mmap.mmap(-1, size, access=mmap.ACCESS_COPY), dtype=states.dtype).view(shape)
 
 
 def check_cacheable(model: PreTrainedModel) -> None:

@@ -90,7 +90,7 @@ class Slots:
         index, sources, targets = (
             torch.tensor(rows, dtype=torch.long, device=self.tokens.device) for rows in (order, moved, free)
         )
-        self.cache.compact(sources, targets, count)
+        self.cache.compact(sources, targets, count, max((self.samples[row].span for row in moved), default=0))
         return Slots(
             [self.samples[row] for row in order],
             self.cache,

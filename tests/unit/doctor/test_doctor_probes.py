@@ -96,6 +96,17 @@ def why_not(probe: object) -> dict[str, str]:
     return {one.mode.name: one.why for one in examine([probe], MINE).unchecked}  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize(("apart", "exact", "found"), [(0.004, True, True), (0.004, False, False), (0.05, False, True)])
+def test_two_splits_may_differ_by_what_products_are_rounded_by(apart: float, exact: bool, found: bool) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+
+    def gradient(size: int | None) -> None:
+        weight.grad = torch.tensor([1.0 if size is None else 1.0 + apart])
+
+    probe = probe_batch.StepProbe(gradient, {"weight": weight}, exact=exact)
+    assert bool(list(probe_batch.accumulation_bias(probe))) is found
+
+
 def test_what_a_probe_was_not_given_is_unchecked() -> None:
     probe = trial.policy_probe(trial.load_policy(trial.sft_model()), reference=None, engine=None)
     assert why_not(replace(probe, rows=probe.rows[:1])) == {

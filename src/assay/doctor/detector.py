@@ -31,8 +31,8 @@ class Evidence(Protocol):
     def kind(self) -> str: ...
 
 
-ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a detector raises over evidence that somebody has damaged; the others must still be asked."""
+ODD = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a detector, or torch, raises over evidence that somebody has damaged; the others must still be asked."""
 
 E = TypeVar("E", bound=Evidence)
 Find = Callable[[E], Iterable[Finding]]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from assay.doctor.detector import Detector, Missing, examine
 from assay.doctor.finding import Diagnosis, Finding, Mode, Unchecked, diagnosis
@@ -113,18 +115,24 @@ def test_what_is_missing_is_unchecked_and_the_rest_is_checked() -> None:
     assert examine([Log("reward", "there")], detectors[:1]) == Diagnosis()
 
 
-def test_evidence_that_is_damaged_costs_the_detectors_that_stumble_over_it_and_no_other() -> None:
+@pytest.mark.parametrize(
+    ("stumble", "kind"),
+    [(lambda: operator.truediv("many", 2), "TypeError"), (lambda: torch.ones(2) @ torch.ones(3), "RuntimeError")],
+)
+def test_evidence_that_is_damaged_costs_the_detectors_that_stumble_over_it_and_no_other(
+    stumble: Callable[[], object], kind: str
+) -> None:
     def burns(log: Log) -> Iterator[Finding]:
-        yield Finding(FIRE, log.where, f"{log.config['size'] / 2}")
+        yield Finding(FIRE, log.where, f"{stumble()}")
 
     def rusts(log: Log) -> Iterator[Finding]:
         yield Finding(RUST, log.where, "brown")
 
     detectors = [Detector((FIRE,), (), Log, burns), Detector((RUST,), (), Log, rusts)]
-    given = examine([Log("ppo", "here", config={"size": "many"})], detectors)
+    given = examine([Log("ppo", "here")], detectors)
     assert names(list(given.findings)) == ["rust"]
     assert [(one.mode, one.why.split(":")[0]) for one in given.unchecked] == [
-        (FIRE, "its numbers are not what they should be (TypeError")
+        (FIRE, f"its numbers are not what they should be ({kind}")
     ]
     assert given.checked == ((RUST, "here"),)
 

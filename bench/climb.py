@@ -277,6 +277,7 @@ def rollouts(world: World) -> Rollouts:
         world.scores_Y[drawn],
         finished_B=yes_B,
         empty_B=~yes_B,
+        cut_B=~yes_B,
     )
 
 

@@ -145,7 +145,7 @@ def test_the_kl_that_stops_the_inner_epochs_is_that_of_all_episodes(name: str, m
         policy, batch = Given(noise), episodes(noise)
         batch.advantages_BR[1::2] = 0.0
         changed = config.model_copy(update={"micro_batch_size": most})
-        return policy_step(batch, policy, changed, BETA)["policy/approxkl_avg"]  # type: ignore[arg-type]
+        return policy_step(batch, policy, changed, BETA)["policy/approxkl_avg"].item()  # type: ignore[arg-type]
 
     left_out = [drift(1), drift(None)]
     monkeypatch.setattr(Experience, "with_signal", lambda self: list(range(len(self.rows))))

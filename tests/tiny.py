@@ -16,6 +16,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
+from assay.models.config import LoraConfig
+from assay.models.policy import Policy, load_policy
+
 TEXT = (
     "the quick brown fox jumps over a lazy dog while the receptionist books a table for two on Friday. "
     "could you help me, please? yes, of course: I would be glad to. sorry, I cannot do that! what time is it? "
@@ -130,6 +133,16 @@ def causal_folder(folder: Path, kind: str, *, pad: bool = False, seed: int = 0, 
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
+
+
+def moved(kind: str, lora: LoraConfig | None) -> Policy:
+    """A policy whose adapter, if it has one, says something."""
+    policy = load_policy(folder(kind), lora=lora)
+    with torch.no_grad():
+        for number, parameter in enumerate(policy.parameters_trained().values()):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    policy.eval()
+    return policy
 
 
 def encoder_folder(folder: Path, kind: str = "bert") -> Path:

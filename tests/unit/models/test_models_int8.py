@@ -27,16 +27,6 @@ def layer(outputs: int = 24, inputs: int = 16) -> tuple[torch.Tensor, torch.Tens
     return weight, torch.randn(outputs, generator=noise)
 
 
-def moved(kind: str, lora: LoraConfig | None) -> Policy:
-    """A policy whose adapter, if it has one, says something."""
-    policy = load_policy(tiny.folder(kind), lora=lora)
-    with torch.no_grad():
-        for number, parameter in enumerate(policy.parameters_trained().values()):
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
-    policy.eval()
-    return policy
-
-
 @torch.no_grad()
 def states(policy: Policy) -> torch.Tensor:
     return policy.backbone.hidden(collate(ROWS_OF_TEXT, policy.pad_id), policy.adapter)
@@ -83,7 +73,7 @@ def test_it_answers_in_the_number_format_of_the_layer_it_stands_for() -> None:
 def test_the_trunk_is_near_itself_in_int8_and_bit_for_bit_itself_again_after(
     kind: str, lora: LoraConfig | None
 ) -> None:
-    policy = moved(kind, lora)
+    policy = tiny.moved(kind, lora)
     before = states(policy)
     with in_int8(policy.backbone, policy.adapter):
         inside = states(policy)
@@ -96,7 +86,7 @@ def test_the_trunk_is_near_itself_in_int8_and_bit_for_bit_itself_again_after(
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_an_adapter_is_merged_before_it_is_rounded(kind: str, tmp_path: Path) -> None:
     """Bit for bit what the saved policy, which has no adapter, becomes."""
-    policy = moved(kind, LoraConfig(r=4))
+    policy = tiny.moved(kind, LoraConfig(r=4))
     policy.save(tmp_path)
     merged = load_policy(tmp_path, trainable=False)
     with in_int8(policy.backbone, policy.adapter), in_int8(merged.backbone, None):
@@ -104,7 +94,7 @@ def test_an_adapter_is_merged_before_it_is_rounded(kind: str, tmp_path: Path) ->
 
 
 def test_an_error_inside_leaves_the_model_as_it_was() -> None:
-    policy = moved("gpt2", LoraConfig(r=4))
+    policy = tiny.moved("gpt2", LoraConfig(r=4))
     before = states(policy)
     with pytest.raises(KeyboardInterrupt), in_int8(policy.backbone, policy.adapter):
         raise KeyboardInterrupt
@@ -113,7 +103,7 @@ def test_an_error_inside_leaves_the_model_as_it_was() -> None:
 
 def test_merged_weights_are_made_one_at_a_time() -> None:
     """So that int8 costs a quarter of the weights in memory, and never a second model."""
-    policy = moved("gpt2", LoraConfig(r=4))
+    policy = tiny.moved("gpt2", LoraConfig(r=4))
     made: list[weakref.ref[torch.Tensor]] = []
     for module, weight, _ in policy.backbone.adapters.linears(policy.adapter):
         assert sum(old() is not None for old in made) <= 1

@@ -38,16 +38,6 @@ def packs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return made
 
 
-def moved(kind: str, lora: LoraConfig | None) -> Policy:
-    """With an adapter that says something."""
-    policy = load_policy(tiny.folder(kind), lora=lora, trainable=lora is not None)
-    with torch.no_grad():
-        for number, parameter in enumerate(policy.parameters_trained().values()):
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
-    policy.eval()
-    return policy
-
-
 @torch.inference_mode()
 def states(policy: Policy, adapter: str | None = None) -> Tensor:
     return policy.backbone.hidden(BATCH, adapter or policy.adapter)[BATCH.attention_mask.bool()]
@@ -58,7 +48,7 @@ def states(policy: Policy, adapter: str | None = None) -> Tensor:
 def test_the_trunk_is_itself_in_packs_and_bit_for_bit_itself_again_after(
     kind: str, lora: LoraConfig | None, packs: list[tuple[int, ...]]
 ) -> None:
-    policy = moved(kind, lora)
+    policy = tiny.moved(kind, lora)
     before = states(policy)
     with in_packs(policy.backbone, policy.adapter):
         inside = states(policy)
@@ -92,7 +82,7 @@ def test_an_adapter_that_is_more_than_a_product_is_left_to_peft() -> None:
 
 
 def test_a_large_model_is_not_there_twice(monkeypatch: pytest.MonkeyPatch, packs: list[tuple[int, ...]]) -> None:
-    policy = moved("llama", None)
+    policy = tiny.moved("llama", None)
     monkeypatch.setattr(packed, "MOST", policy.model.num_parameters() - 1)
     with in_packs(policy.backbone, None):
         pass

@@ -66,7 +66,7 @@ def main() -> None:
 
 def costs(run: Run) -> list[Row]:
     return [
-        Row("time of the whole command", "≤ 300 s", f"{run.wall_s:.0f} s", run.wall_s <= 300),
+        Row("time of the whole command", "≤ 180 s", f"{run.wall_s:.0f} s", run.wall_s <= 180),
         Row("resident memory, at most", "≤ 2,000 MB", f"{run.peak_rss_mb:,.0f} MB", run.peak_rss_mb <= 2000),
     ]
 

@@ -5,7 +5,6 @@ python -m bench.race.ours JOB.json
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -78,12 +77,12 @@ def generate(job: Job, rows: Rows) -> dict[str, Any]:
     ids = {prompt: row["counted_ids"] for prompt, row in zip(prompts, rows, strict=True)}
     policy = load_policy(job["policy"], trainable=False)
     engine = Engine(policy, Given(policy.tokenizer, max_length=job["max_length"]), max_batch=job["batch"])
-    began = time.perf_counter()
-    responses = engine.generate(prompts, SAMPLING, seeds=range(len(prompts)))
-    seconds = time.perf_counter() - began
+    ctx = Stopwatch(Path(job["scratch"]))
+    with ctx.progress(1, "generation"):
+        responses = engine.generate(prompts, SAMPLING, seeds=range(len(prompts)))
     lengths = [len(response.ids) for response in responses]
     assert lengths == [row["budget"] for row in rows], "a response did not end where the model counts to"
-    return {"seconds": seconds}
+    return {"seconds": ctx.seconds}
 
 
 def inputs(job: Job, **data: Any) -> StageInputs:

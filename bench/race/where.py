@@ -2,7 +2,7 @@
 
     make bench-where          →  a section of docs/results/bench.md
 
-One step of every race that is asked for, after one to warm up, in the same settings as `make bench`.
+Two steps of every race that is asked for, after one to warm up, in the same settings as `make bench`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import re
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from bench import common
 from bench.race import ours, page, work
 from bench.race.__main__ import SHARED
+from bench.race.context import CLOCK
 from bench.race.races import RACES, Race
 from bench.race.sides import THREADS
 from torch.profiler import ProfilerActivity, profile
@@ -58,7 +58,7 @@ def main() -> None:
         folder = work.prepare(shape, asked.data)
         for race in RACES:
             if race.name in asked.only:
-                seconds, shares = kinds(replace(race, steps=1), folder)
+                seconds, shares = kinds(race if race.generates else replace(race, steps=2), folder)
                 rows.append([work.TITLES[shape], race.title, f"{seconds:.2f}", *(f"{s:.0%}" for s in shares.values())])
                 print(*rows[-1], file=sys.stderr)
     header = ["", "", "seconds", *KINDS, "elementwise", "outside of operations"]
@@ -66,20 +66,22 @@ def main() -> None:
 
 
 def kinds(race: Race, folder: Path) -> tuple[float, dict[str, float]]:
-    """Seconds of one step of our side under the profiler, and the share of every kind of operation."""
+    """Seconds on our side's clock under the profiler, and the share of every kind of operation in them."""
     found = [json.loads(row) for row in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
-    rows = found[: race.prompts]
+    rows = found[: race.steps * race.prompts]
     with tempfile.TemporaryDirectory() as scratch:
         policy = folder / ("counting" if race.samples else "policy")
         job = {**SHARED, **race.job(), "policy": str(policy), "reward": str(folder / "reward"), "scratch": scratch}
-        ours.RUNS[race.name](job, rows)
+        ours.RUNS[race.name](job, rows[: race.prompts])
         with profile(activities=[ProfilerActivity.CPU]) as seen:
-            began = time.perf_counter()
             ours.RUNS[race.name](job, rows)
-            seconds = time.perf_counter() - began
+    events = seen.events() or []
+    clocks = [event.time_range for event in events if event.name == CLOCK]
     spent = dict.fromkeys([*KINDS, "elementwise"], 0.0)
-    for operation in seen.key_averages():
-        spent[kind_of(operation.key)] += operation.self_cpu_time_total / 1e6
+    for event in events:
+        if event.name != CLOCK and any(clock.start <= event.time_range.start < clock.end for clock in clocks):
+            spent[kind_of(event.name)] += event.self_cpu_time_total / 1e6
+    seconds = sum(clock.elapsed_us() for clock in clocks) / 1e6
     return seconds, shares_of(spent, seconds)
 
 
@@ -88,14 +90,15 @@ def kind_of(operation: str) -> str:
 
 
 def shares_of(spent: Mapping[str, float], seconds: float) -> dict[str, float]:
-    """Of the wall clock; what no operation accounts for is Python, loading and saving."""
+    """Of the wall clock; what no operation accounts for is Python."""
     shares = {kind: some / seconds for kind, some in spent.items()}
     return shares | {"outside": max(0.0, 1 - sum(shares.values()))}
 
 
 NOTES = """\
-Loading and saving are inside here, and are not in the races; the profiler itself costs some percent. Products are those
-with weights; attention is its own products and softmax. `make bench` says what products alone would take at the peak.
+Seconds are of two steps, or of the whole generation; the profiler itself costs some percent. Products are those with
+weights; attention is its own products and softmax. What products alone would take at the peak is the share in the
+tables above.
 """
 
 if __name__ == "__main__":

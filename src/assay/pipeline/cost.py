@@ -210,7 +210,8 @@ class Estimator:
         passes = [task for task in tasks if isinstance(task, Pass)]
         passing = max((self._passing(stage, task) for task in self._largest(stage, passes)), default=0)
         decoding = max((self._decoding(stage, task) for task in tasks if isinstance(task, Decode)), default=0)
-        return kept + max(checkpoint, policy.merged, decoding, passing)
+        code = max(model.code for model in stage.models.values())
+        return kept + code + max(checkpoint, policy.merged, decoding, passing)
 
     def _largest(self, stage: Stage, passes: Sequence[Pass]) -> list[Pass]:
         """The passes that may hold most: all that learn, and of the reading ones alike the one with the most tokens."""

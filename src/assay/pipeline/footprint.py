@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from assay.algorithms.logprobs import token_logprobs
+from assay.algorithms.product import WIDE, onednn_is_faster
 from assay.data.forest import Block
 from assay.data.pack import TokenBatch, collate
 from assay.models.backbone import Backbone, drop_dropout
@@ -38,6 +39,9 @@ from assay.rollout.config import Weights
 HEAP_SHARE = 1.4
 """What glibc's heap grows to, over what is alive in it, while activations and gradients are made and freed by turns:
 1.36 to 1.44 for 2,000 to 8,000 places of the embedded model. The cure, mapping every tensor, takes 65 % more time."""
+CODE = 250 * 2**20
+"""Bytes of code that oneDNN makes for products and keeps, beside the few that `algorithms/product.py` lets it cache:
+with GPT-2's layers 200 MiB after one stage and 290 after three, and no more for further numbers of rows."""
 FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 """Tensors that say they are on a device, as autocast and sdpa need to hear. Attention by blocks needs neither, being
 fp32 on a CPU, and is rehearsed on "meta", several times as fast."""
@@ -127,6 +131,15 @@ class Model:
         """Bytes of the layers that are written anew, with their adapters merged in, when the model is saved."""
         named = self.rehearsed[0].model.named_parameters()
         return sum(p.nbytes for name, p in named if name.endswith("base_layer.weight"))
+
+    @property
+    def code(self) -> int:
+        """Bytes of compiled products."""
+        if self.device != "cpu":
+            return 0
+        in_fp32 = compute_dtype(self.device, self.parameters).itemsize == 4
+        wide = self.config.get_text_config().hidden_size >= WIDE
+        return CODE if not in_fp32 or (wide and onednn_is_faster()) else 0
 
     @property
     def blocks(self) -> int:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from assay.algorithms import product
 from assay.algorithms.product import linear
+from assay.pipeline import environment
 
 
 @pytest.fixture
@@ -74,3 +79,35 @@ def test_products_with_narrow_weights_stay_where_they_are(monkeypatch: pytest.Mo
     for rows, width, outputs in ((1, 256, 512), (4096, 255, 4096), (4096, 4096, 255)):
         linear(torch.zeros(rows, width), torch.zeros(outputs, width))
     assert asked == [(1, 256, 512, 256)]
+
+
+def kept_after_many_shapes(shapes: int = 600) -> float:
+    """Megabytes that stay after products with as many different numbers of rows."""
+    x, weight = torch.randn(100 + shapes, 256), torch.randn(688, 256)
+
+    def multiply(rows: int) -> None:
+        torch.ops.mkldnn._linear_pointwise(x[:rows], weight, None, "none", [], "")
+
+    multiply(100 + shapes)
+    environment.give_back()
+    before = environment.resident_mb()
+    for rows in range(100, 100 + shapes):
+        multiply(rows)
+    environment.give_back()
+    return environment.resident_mb() - before
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no such product")
+def test_the_library_forgets_products_of_shapes_that_are_gone() -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    plain = {key: value for key, value in os.environ.items() if key != name}
+
+    def kept(environ: dict[str, str]) -> float:
+        program = (
+            "from tests.unit.algorithms import test_algorithms_product as here; print(here.kept_after_many_shapes())"
+        )
+        done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    theirs, ours = kept(plain | {name: "1024"}), kept(plain)
+    assert ours < 0.8 * theirs or theirs < 50, f"{ours:.0f} MB stay, and {theirs:.0f} MB by itself"

@@ -67,6 +67,23 @@ def spread(runs: Sequence[Run], value: Callable[[Run], float], style: str = ".2f
     return middle if len(values) == 1 else f"{middle} ({values[0]:{style}}–{values[-1]:{style}})"
 
 
+def shortfall(race: Race, shape: str, runs: Sequence[Run]) -> str:
+    """Of a race that missed a bound: what it takes, what no program could do without, and what is left for all else."""
+    ours, least = median(run["ours"]["seconds"] for run in runs), median(map(floor, runs))
+    wanted = list[float]()
+    if shape in race.required:
+        wanted.append(median(run["peer"]["seconds"] for run in runs) / race.required[shape])
+    if shape in race.share:
+        wanted.append(median(run["flops"] / run["peak_flops"] for run in runs) / race.share[shape])
+    if ours <= min(wanted, default=ours):
+        return ""
+    return (
+        f"- {race.title}: {ours:.1f} s, of which {least:.1f} s are the floor (operations over peak, bytes over "
+        f"bandwidth); what is required leaves {min(wanted) - least:.1f} s for all else, and it takes "
+        f"{ours - least:.1f} s.\n"
+    )
+
+
 def verdict(value: float, bound: float | None, *, at_most: bool = False, style: str = "g") -> str:
     """What was required, and whether it was reached."""
     if bound is None:
@@ -113,7 +130,9 @@ def page(found: Mapping[str, Any]) -> str:
         if rows:
             rounds = sorted({len(of_race) for _, of_race in raced if of_race})
             said = f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]}–{rounds[-1]}"
-            tables.append(f"## {title}\n\nRounds: {said}.\n\n{common.table(HEADER, rows)}\n")
+            short = "".join(shortfall(race, shape, of_race) for race, of_race in raced if of_race)
+            missed = f"Bounds that were missed; where the time goes is shown below.\n\n{short}\n" if short else ""
+            tables.append(f"## {title}\n\nRounds: {said}.\n\n{common.table(HEADER, rows)}\n{missed}")
     there = {run["race"]: run["peer"].get("note") for run in runs}
     chosen = [
         [race.title, race.peer, "; last: ".join(filter(None, (race.settings, there[race.name])))]

@@ -130,6 +130,9 @@ def test_the_page_holds_every_race_that_was_run_under_its_shape() -> None:
     text = page.page({**found, "runs": [run("ppo", 1, 2.9), run("ppo", 1, 7, shape="llama"), run("sft", 1, 2)]})
     gpt2, llama = text.split("## GPT-2, 124M")[1].split("## Llama, 4 layers of 256")
     assert "| 2.90 | ≥ 3: **no** |" in gpt2
+    assert "PPO, LoRA, 4 inner epochs: 1.0 s, of which" in gpt2
+    assert "SFT" not in gpt2.split("Bounds that were missed")[1].split("##")[0]
+    assert "Bounds that were missed" not in llama
     assert "≤ 0.35: yes" in gpt2  # the memory of the first side is a quarter
     assert "| 2.00 | ≥ 1.7: yes | 0.6 | 300% / 150% |" in gpt2
     assert "| 7.00 | ≥ 6: yes |" in llama.split("##")[0]

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from assay.errors import ModelError
 from assay.models.config import LoraConfig
+from assay.models.faster import is_linear
 from assay.models.lora_linear import fuse
 
 WEIGHTS = "adapter_model.safetensors"
@@ -125,7 +126,7 @@ class Adapters:
         inner = {module for layer in adapted for module in layer.modules() if module is not layer}
         for module in trunk.modules():
             base = module.base_layer if isinstance(module, LoraLayer) else module
-            if module not in inner and isinstance(base, nn.Linear | Conv1D):
+            if module not in inner and is_linear(base):
                 weight = with_product(base.weight.detach(), module, name)
                 yield module, weight.T if isinstance(base, Conv1D) else weight, base.bias
 
@@ -144,10 +145,17 @@ class Adapters:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
     def _inject(self, name: str, config: peft.LoraConfig) -> None:
+        attention = linear_names(self.model, within="attn")
         if self._peft is None:
             self._peft = peft.get_peft_model(self.model, config, adapter_name=name)
         else:
             self._peft.add_adapter(name, config)
+        if experts := self._peft.peft_config[name].target_parameters:  # which peft takes for layers of that name
+            kind, named = self.model.config.model_type, ", ".join(sorted(experts))
+            raise ModelError(
+                f"LoRA on experts is not supported: {named} of this {kind}",
+                hint=f"choose lora.target_modules among {', '.join(attention)}",
+            )
         self._layers = {key: layer for key, layer in self.model.named_modules() if isinstance(layer, LoraLayer)}
         for layer in self._layers.values():
             if "forward" not in vars(layer):
@@ -205,8 +213,8 @@ def usual_targets(model: PreTrainedModel) -> list[str]:
     return targets if isinstance(targets, list) else linear_names(model)
 
 
-def linear_names(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers inside the blocks; heads are no part of it."""
+def linear_names(model: PreTrainedModel, within: str = "") -> list[str]:
+    """Names of the linear layers inside the blocks, or inside those of their parts; heads are no part of it."""
     trunk = model.base_model
-    names = {key for key, m in trunk.named_modules() if isinstance(m, nn.Linear | Conv1D) and "." in key}
+    names = {key for key, m in trunk.named_modules() if is_linear(m) and "." in key and within in key}
     return sorted({key.rsplit(".", 1)[-1] for key in names})

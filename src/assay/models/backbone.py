@@ -141,8 +141,8 @@ class Backbone:
     @property
     def by_blocks(self) -> bool:
         """Whether trees stand in one line, and attention goes through it block by block; it drops nothing then."""
-        config = self.model.config
-        configured = any(getattr(config, name, None) for name in ("attn_pdrop", "attention_dropout"))
+        rates = (rate for name, rate in self.model.config.to_dict().items() if "att" in name and "drop" in name)
+        configured = any(rates)  # attn_pdrop, attention_dropout, attention_probs_dropout_prob …
         return self.attends_by_blocks and not (self.model.training and configured and drops(self.model))
 
     @functools.cached_property

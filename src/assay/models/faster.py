@@ -33,6 +33,12 @@ class ProductConv1D(Conv1D):
 FASTER: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: ProductLinear, Conv1D: ProductConv1D}
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer and nothing else: a router that inherits from one returns more."""
+    plain = (*FASTER, *FASTER.values())
+    return isinstance(module, nn.Linear | Conv1D) and type(module).forward in {kind.forward for kind in plain}
+
+
 def use_faster_kernels(model: nn.Module) -> None:
     """GELU's tanh form, which GPT-2 and its kin spell out in eight passes over memory, as one; and faster products.
 

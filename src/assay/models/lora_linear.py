@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from assay.algorithms.product import autocasts, product
+from assay.models.faster import is_linear
 
 
 def fuse(layer: LoraLayer) -> None:
@@ -36,7 +37,7 @@ def fuse(layer: LoraLayer) -> None:
         down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
         return _LoraLinear.apply(x, weight, base.bias, down, up, layer.scaling[name])
 
-    if not any(layer.lora_variant) and isinstance(layer.base_layer, nn.Linear | Conv1D):
+    if not any(layer.lora_variant) and is_linear(layer.base_layer):
         layer.forward = forward
 
 

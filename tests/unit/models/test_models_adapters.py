@@ -11,12 +11,15 @@ from tests import tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from assay.data.pack import TokenBatch, collate
-from assay.data.render import Row
+from assay.data.render import Renderer, Row
 from assay.errors import ModelError
 from assay.models.adapters import Adapters
 from assay.models.backbone import Backbone, drop_dropout
 from assay.models.config import LoraConfig
 from assay.models.policy import Policy, load_policy
+from assay.rollout.config import SamplingParams
+from assay.rollout.engine import Engine
+from assay.types import Prompt
 
 ROWS = [Row([5, 90, 91, 92, 93, 94], 2), Row([60, 61, 62, 63, 64, 65, 66, 67], 4)]
 
@@ -154,3 +157,44 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
     other = Backbone(AutoModelForCausalLM.from_pretrained(deeper), device="cpu")
     with pytest.raises(ModelError, match="does not fit"):
         other.adapters.load("policy", tmp_path / "adapter")
+
+
+MIXED = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def written(kind: str, folder: Path, **shape: int) -> Path:
+    """A folder with a small model of this kind and the tests' tokenizer."""
+    words = tiny.tokenizer()
+    config = AutoConfig.for_model(kind, **MIXED, **shape, vocab_size=len(words))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def test_a_router_that_inherits_from_a_linear_layer_is_none(tmp_path: Path) -> None:
+    policy = load_policy(written("phimoe", tmp_path, num_key_value_heads=2, num_local_experts=4), lora=LoraConfig(r=4))
+    assert not any("router" in name for name in policy.parameters_trained())
+    policy.logprobs(batch(policy)).logprobs_BR.sum().backward()
+    engine = Engine(policy, Renderer(policy.tokenizer, template="chat", max_length=32), max_batch=2, weights="int8")
+    assert len(engine.generate([Prompt.ask("no")] * 2, SamplingParams(max_new_tokens=3), seeds=[0, 1])) == 2
+
+
+def test_a_model_whose_attention_dropout_has_a_name_of_its_own_is_trained_with_it(tmp_path: Path) -> None:
+    policy = load_policy(written("biogpt", tmp_path, max_position_embeddings=64))
+    assert policy.model.config.attention_probs_dropout_prob > 0
+    policy.model.train()
+    policy.logprobs(batch(policy)).logprobs_BR.sum().backward()
+    assert all(p.grad is not None for p in policy.backbone.trunk.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")  # peft's, of what is refused here
+def test_lora_on_experts_that_are_one_tensor_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    shape = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+    heads = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 12}
+    folder = written("deepseek_v3", tmp_path, **shape, **heads, moe_intermediate_size=32)
+    with pytest.raises(ModelError, match="experts") as refused:
+        load_policy(folder, lora=LoraConfig(r=4))
+    assert "gate_proj" not in str(refused.value.hint)
+    names = str(refused.value.hint).split("among ")[1].split(", ")
+    load_policy(folder, lora=LoraConfig(r=4, target_modules=tuple(names))).save(tmp_path / "saved")
+    load_policy(tmp_path / "saved")

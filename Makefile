@@ -90,7 +90,7 @@ doctor-trial: $(VENV)/.tools ## inject every fault and examine healthy runs: doc
 doctor-foreign: $(VENV)/.tools ## what the doctor says of real runs of TRL, with and without a fault: docs/results/doctor_foreign.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.foreign_runs $(TRAINERS)
 
-doctor-cost: $(VENV)/.installed ## what the monitors of a run cost, as a share of a step: docs/results/doctor_cost.md
+doctor-cost: $(VENV)/.installed ## what the doctor costs, before a run and while it trains: docs/results/doctor_cost.md
 	$(BIN)/python -m bench.monitor_cost
 
 bench: $(VENV)/.installed ## race TRL and transformers with the same work, DATA=folder of HH-RLHF: docs/results/bench.md

@@ -2,6 +2,7 @@
 
     make bench-quality                               the quickest of both →  docs/results/quality.md and .json
     python -m bench.race.quality --tune ours peer    all settings, once   →  docs/results/quality_tuning.json
+    python -m bench.race.quality --where             where our time goes  →  a section of the page
 
 Both start from the SFT model and the reward model of recipes/sandbox.yaml, learn the same rewards in the same unit, and
 pass the same examination after every iteration, for which the clock stands still. The first of two examinations in a
@@ -24,7 +25,8 @@ from unittest import mock
 import torch
 from bench import common
 from bench.common import Run
-from bench.race import work
+from bench.race import where, work
+from bench.race.__main__ import peak_flops
 from bench.race.context import Stopwatch
 from bench.race.sides import THREADS, peer, side
 
@@ -38,6 +40,7 @@ from assay.rollout import collect
 from assay.rollout.config import SamplingParams
 from assay.rollout.engine import Engine
 from assay.stages import ppo
+from assay.stages.config import PPOConfig
 from assay.stages.context import StageInputs
 from assay.types import Prompt
 from assay.worlds.world import load_world
@@ -46,6 +49,8 @@ RECIPE, WORLD = "recipes/sandbox.yaml", "frontdesk"
 TUNING = common.RESULTS / "quality_tuning.json"
 TITLES = {"ours": "Assay", "peer": "TRL 1.10.0"}
 GOAL = 0.8
+LOOKED_AT = 4
+"""Iterations under the profiler."""
 EXAMINED = 600
 """Held-out prompts of an examination: a win rate of 80 % is then known to 1.6 points (one standard error)."""
 MAX_LENGTH, NEW_TOKENS, NEVER = 128, 48, 10**6
@@ -94,6 +99,7 @@ TRAINER: Settings = {"temperature": 1.0, "stop_token": "eos", "missing_eos_penal
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tune", nargs="+", choices=list(TITLES), help="try all settings of these sides instead")
+    parser.add_argument("--where", action="store_true", help="look where our side's time goes instead")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the race; tuning takes the first")
     parser.add_argument("--results", type=Path, default=common.RESULTS)
     asked = parser.parse_args()
@@ -110,6 +116,10 @@ def main() -> None:
         for name in asked.tune:
             tune(name, *sides[name], asked.seeds[0])
         return
+    if asked.where:
+        found = json.loads((asked.results / "quality.json").read_text(encoding="utf-8"))
+        write(asked.results, {**found, "where": look(found, Ours(start, examination, WALL, examined=False))})
+        return
     tuning = json.loads(TUNING.read_text(encoding="utf-8"))
     facts = common.origin("python -m bench.race.quality")
     final: dict[str, list[Any]] = {name: [] for name in sides}
@@ -117,8 +127,33 @@ def main() -> None:
         for name, (_, learn) in sides.items():
             final[name].append(measured(name, best(tuning["tried"][name])["settings"], seed, learn))
     found = {**facts, "seeds": asked.seeds, "tuning": tuning, "final": final}
-    common.write(asked.results / "quality.json", json.dumps(found, indent=1) + "\n")
-    common.write(asked.results / "quality.md", page(found))
+    write(asked.results, found)
+
+
+def write(results: Path, found: Mapping[str, Any]) -> None:
+    common.write(results / "quality.json", json.dumps(found, indent=1) + "\n")
+    common.write(results / "quality.md", page(found))
+
+
+def look(found: Mapping[str, Any], ours: Ours) -> dict[str, Any]:
+    """Where the time of our iterations goes, at the settings of the race, and what no program could do without."""
+    config = ours.config(found["final"]["ours"][0]["settings"])
+    config = config.model_copy(update={"episodes": LOOKED_AT * config.batch_size})
+    ours.learn(config, 0)  # warms up
+    seconds, shares = where.profiled(lambda: ours.learn(config, 0))
+    policy = load_policy(ours.start.artifact("sft"), trainable=False)
+    weights = work.matrices(policy.model)
+    asked = ours.examination.prompts[: config.batch_size]
+    renderer = ours.examination.renderer
+    read = sum(len(renderer.prompt(prompt, reserve=NEW_TOKENS)) for prompt in asked)
+    answers = Engine(policy, renderer, max_batch=256).generate(
+        asked, SamplingParams(max_new_tokens=NEW_TOKENS), seeds=range(len(asked))
+    )
+    sampled = sum(len(answer.ids) for answer in answers)
+    flops = weights["trunk"] * (8 + 8 * config.inner_epochs) * (read + sampled)
+    flops += weights["head"] * (4 + 4 * config.inner_epochs) * sampled
+    facts = common.origin("python -m bench.race.quality --where")
+    return {**facts, "seconds": seconds / LOOKED_AT, "shares": shares, "floor": flops / peak_flops()}
 
 
 def tune(name: str, settings: Sequence[Settings], learn: Learn, seed: int) -> None:
@@ -197,14 +232,26 @@ class Examination:
 class Ours:
     """The recipe's PPO stage."""
 
-    def __init__(self, start: Run, examination: Examination, timing: Timing) -> None:
-        self.start, self.examination, self.timing = start, examination, timing
+    def __init__(self, start: Run, examination: Examination, timing: Timing, *, examined: bool = True) -> None:
+        self.start, self.examination, self.timing, self.examined = start, examination, timing, examined
 
     def __call__(self, settings: Settings, seed: int) -> Curve:
-        words = [f"ppo.{name}={value}" for name, value in settings.items()]
-        fixed = {"evaluate_every": 1, "evaluation_prompts": EXAMINED, "checkpoint_every": NEVER}
-        recipe = load_recipe(RECIPE, [*words, *(f"ppo.{name}={value}" for name, value in fixed.items())]).recipe
-        config = next(stage for stage in recipe.stages if stage.kind == "ppo")
+        config = self.config(settings)
+        curve, seconds = [], 0.0
+        for metrics in self.learn(config, seed).logged:
+            seconds += config.batch_size / metrics["train/episodes_per_s"]
+            curve.append((seconds, metrics["eval/win_rate"]))
+        return curve
+
+    def config(self, settings: Settings) -> PPOConfig:
+        """The recipe's, changed."""
+        often, prompts = (1, EXAMINED) if self.examined else (NEVER, 1)
+        fixed = {"evaluate_every": often, "evaluation_prompts": prompts, "checkpoint_every": NEVER}
+        words = [f"ppo.{name}={value}" for name, value in {**settings, **fixed}.items()]
+        recipe = load_recipe(RECIPE, words).recipe
+        return next(stage for stage in recipe.stages if isinstance(stage, PPOConfig))
+
+    def learn(self, config: PPOConfig, seed: int) -> Stopwatch:
         prompts = self.examination.prompts
         inputs = StageInputs(
             Prepared(prompts=Splits(self.examination.train, prompts, prompts[:1])),
@@ -218,11 +265,7 @@ class Ours:
         torch.set_num_threads(self.timing.threads)
         with mock.patch.object(time, "perf_counter", getattr(time, self.timing.clock)):
             ppo.run(config, inputs, ctx)
-        curve, seconds = [], 0.0
-        for metrics in ctx.logged:
-            seconds += config.batch_size / metrics["train/episodes_per_s"]
-            curve.append((seconds, metrics["eval/win_rate"]))
-        return curve
+        return ctx
 
 
 class Peer:
@@ -287,8 +330,23 @@ def page(found: Mapping[str, Any]) -> str:
     tuning = found["tuning"]
     return (
         f"# Time to quality\n\n{common.origin_text(found)}\n{said}{runs_table(found['final'])}\n{NOTES}\n"
+        f"{where_the_time_goes(found.get('where'))}"
         f"## Tuning\n\n`{tuning['command']}`, commit {tuning['commit']}, {tuning['date']}. Processor seconds, on one "
         f"thread, because the machine may be busy for so long.\n\n{runs_table(tuning['tried'])}"
+    )
+
+
+def where_the_time_goes(found: Mapping[str, Any] | None) -> str:
+    """What `look` has seen, if it has been asked."""
+    if found is None:
+        return ""
+    header = ["seconds", *where.KINDS, *where.REST]
+    row = [f"{found['seconds']:.2f}", *(f"{share:.0%}" for share in found["shares"].values())]
+    return (
+        f"## Where Assay's time goes\n\n{common.origin_text(found)}\n{common.table(header, [row])}\n"
+        f"One iteration under the profiler, of {LOOKED_AT}, without examinations. The products of useful tokens with "
+        f"weight matrices would take {found['floor']:.2f} s at the measured peak: a model of width 128 spends most of "
+        "its time between operations, on either side.\n\n"
     )
 
 

@@ -70,10 +70,36 @@ def test_an_unfinished_stage_is_read_from_its_own_folder_with_its_settings(tmp_p
 
 def test_a_summary_of_odd_entries_is_read_as_far_as_it_can_be(tmp_path: Path) -> None:
     run = a_run(tmp_path)
-    (run / "summary.json").write_text(json.dumps({"stages": {"sft": 3, "ppo": {"kind": "ppo", "metrics": [1]}}}))
+    stages = {"sft": 3, "judge": {"kind": "reward"}, "ppo": {"kind": "ppo", "artifact": "ppo-2", "metrics": [1]}}
+    (run / "summary.json").write_text(json.dumps({"stages": stages, "unfinished": [1]}))
     found = read(run)
-    assert [(log.where, dict(log.final)) for log in found.logs if log.kind == "ppo"] == [("ppo", {})]
-    assert "mine-1/summary.json says nothing of sft that could be read" in found.unread
+    (log,) = found.logs
+    assert (log.where, dict(log.final), log["objective/kl"].values.tolist()) == ("ppo", {}, [1.5])
+    assert found.unread == [
+        "mine-1/summary.json says nothing of sft that could be read",
+        "mine-1/summary.json says nothing of judge that could be read",
+        "mine-1/summary.json does not say what ppo came to",
+        "mine-1/summary.json: unfinished is no object with an entry for each stage",
+    ]
+
+
+def test_without_a_summary_the_manifests_of_what_was_planned_tell_the_stages(tmp_path: Path) -> None:
+    run, artifacts = a_run(tmp_path), tmp_path / "artifacts"
+    manifest = {"stage": "aligned", "kind": "ppo", "metrics": {"kl": 3.0}, "config": {"kl_coef": 0.05}}
+    manifest["inputs"] = {"base": "sft-1", "policies": "sft-1,reward-3", "model": "model:0"}
+    (artifacts / "ppo-2" / "manifest.json").write_text(json.dumps(manifest))
+    (run / "before.json").write_text(json.dumps({"artifacts": ["reward-3", "ppo-2", "evaluate-4"]}))
+    (run / "summary.json").write_text('{"stages": {"al')
+    found = read(run)
+    aligned, judge = found.logs
+    assert (aligned.where, aligned.kind, aligned.number("kl"), aligned.setting("kl_coef")) == (
+        *("aligned", "ppo", 3.0),
+        0.05,
+    )
+    assert (judge.where, judge.kind, judge["train/loss"].values.tolist()) == ("reward-3", "reward", [0.7, 0.6])
+    assert found.graph == {"aligned": ["reward-3"]}
+    assert [line.partition(":")[0] for line in found.unread] == ["mine-1/summary.json is not readable"]
+    assert "mine-1: its stages are told by the manifests of their artifacts" in found.notes
 
 
 def test_damaged_files_cost_what_they_hold_and_nothing_else(tmp_path: Path) -> None:

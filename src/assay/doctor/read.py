@@ -44,16 +44,22 @@ def read(path: Path) -> Found:
         return read_run(path)
     if path.is_dir():
         path = next((state for state in (path / STATE, *_checkpoints(path)) if state.is_file()), path)
-    notes: list[str] = []
-    if path.is_file() and path.suffix == ".csv":
-        return Found([log_of(path.name, of_table(path, notes), notes)], notes)
-    if path.is_file() and path.suffix == ".json":
-        rows, batch_size = of_history(path, notes)
-        return Found([log_of(path.name, rows, notes, batch_size)], notes)
+    if path.is_file() and path.suffix in (".csv", ".json"):
+        return _read_file(path)
     raise UsageError(
         f"{path} is no run, no {STATE} and no .csv of metrics",
         hint="give a recipe, a folder that `assay run` or TRL wrote, or a table with one metric a column",
     )
+
+
+def _read_file(path: Path) -> Found:
+    """The log of another trainer. Where nothing in it is known, what was left out of it may be the reason."""
+    notes: list[str] = []
+    rows, batch_size = (of_table(path, notes), None) if path.suffix == ".csv" else of_history(path, notes)
+    try:
+        return Found([log_of(path.name, rows, notes, batch_size)], notes)
+    except UsageError as error:
+        raise UsageError("; ".join([error.what, *notes]), hint=error.hint) from error
 
 
 def is_run(path: Path) -> bool:

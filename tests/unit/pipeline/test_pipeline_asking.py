@@ -1,4 +1,4 @@
-"""What a question may cost: models of every size are asked as much as they can answer in seconds, or it is told why not."""
+"""What a question may cost: every model is asked as much as it can answer in seconds, or it is told why it is not."""
 
 from __future__ import annotations
 

@@ -271,6 +271,7 @@ def rollouts(world: World) -> Rollouts:
         [PROMPT] * BATCH,
         [ROWS[y] for y in drawn.tolist()],
         [""] * BATCH,
+        [""] * BATCH,
         yes_B[:, None].expand(-1, STEPS),
         everything_YR[drawn],
         world.reference_YR[drawn],

@@ -101,7 +101,8 @@ class JudgedSteps:
 class Completion:
     """What a policy answered. `finish` is "length" when it ran out of tokens before it ended.
 
-    `cut`: it was not shown all of the prompt, which was too long.
+    `cut`: it was not shown all of the prompt, which was too long. `leak`: a special token before its end, which the
+    text does not show.
     """
 
     prompt: Prompt
@@ -109,3 +110,4 @@ class Completion:
     finish: FinishReason
     tokens: int
     cut: bool = False
+    leak: str = ""

@@ -119,3 +119,4 @@ def test_no_shipped_recipe_is_red(name: str, monkeypatch: pytest.MonkeyPatch) ->
     found = [finding["mode"] for finding in given["findings"]]
     assert set(found) <= ({"no-anchor"} if name == "overoptimisation" else set())  # which is so on purpose
     assert any("asks the hub" in unchecked["why"] for unchecked in given["unchecked"]) == (name in OFFLINE)
+    assert (given["verdict"] == "unchecked") == (name in OFFLINE)

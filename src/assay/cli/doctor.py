@@ -52,16 +52,17 @@ def doctor(
 def _examined(reference: str | None, settings: list[str], runs_dir: Path, *, probe: bool) -> Examination:
     """A recipe before it runs, or what lies on the disk; says how the words are understood."""
     from assay.doctor.examination import examination, of_settings
+    from assay.doctor.read import is_run
     from assay.errors import UsageError
-    from assay.pipeline.recipe import Recipe, draft, find_recipe, shipped
+    from assay.pipeline.recipe import draft, find_recipe, shipped
 
     found = None if reference is None else _on_disk(reference, runs_dir)
     if found is None and (reference is None or Path(reference).is_file() or reference in shipped()):
         from assay.pipeline.checkup import of_recipe
 
         path = find_recipe(reference)
-        if foreign := of_settings(path, Recipe.model_fields):
-            say(f"{reference}: taken as the settings of another trainer, for no key is one of a recipe")
+        if foreign := of_settings(path):
+            say(f"{reference}: taken as the settings of another trainer, for it has neither stages nor data")
             return foreign
         written = draft(reference, settings)
         if not written.document.data:
@@ -77,7 +78,7 @@ def _examined(reference: str | None, settings: list[str], runs_dir: Path, *, pro
     if settings:
         raise UsageError(f"{found} has run: it takes no {settings[0]}", hint="settings are for a recipe")
     say(f"{reference}: taken as what lies in {found}, after it ran")
-    if probe and (found / "summary.json").is_file():
+    if probe and is_run(found):
         from assay.pipeline.finished import of_run
 
         return of_run(found, say)
@@ -132,5 +133,5 @@ def told(number: int, cause: Finding, diagnosis: Diagnosis) -> Iterator[str]:
     for setting in written(cause.change):
         yield f"          {setting}"
     for finding in diagnosis.consequences_of(cause):
-        yield f"   so     {finding.mode.title} ({finding.where}): {finding.evidence}"
+        yield f"   so     {finding.mode.title} ({finding.where}): {finding.severity}, {finding.evidence}"
     yield f"   more   {cause.mode.page}"

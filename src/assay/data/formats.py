@@ -33,10 +33,17 @@ class Format:
         """The columns and what they hold, for people: `"prompt" (text or turns), "label" (any)`."""
         return ", ".join(f'"{column}" ({" or ".join(kinds)})' for column, kinds in self.needs.items())
 
-    def fits(self, kinds: Mapping[str, set[Kind]]) -> bool:
-        """Whether the columns (name → kinds of value seen) have what this format needs."""
-        needed = (column in kinds and _allowed(kinds[column], wanted) for column, wanted in self.needs.items())
+    def fits(self, kinds: Mapping[str, set[Kind]], *, hollow: bool = False) -> bool:
+        """Whether the columns (name → kinds of value seen) have what this format needs; `hollow`: or hold nothing."""
+        needed = (
+            column in kinds and (_allowed(kinds[column], wanted) or (hollow and not kinds[column]))
+            for column, wanted in self.needs.items()
+        )
         return all(needed) and not any(column in kinds for column in self.lacks)
+
+    def filled(self, kinds: Mapping[str, set[Kind]]) -> int:
+        """How many of the columns that it needs hold something."""
+        return sum(bool(kinds.get(column)) for column in self.needs)
 
 
 def _allowed(seen: set[Kind], wanted: Sequence[Kind]) -> bool:

@@ -19,11 +19,19 @@ KIND_COLUMNS = ("kind", "category", "type", "domain", "motivation_app")
 
 
 def recognise(rows: Sequence[Mapping[str, Any]], where: str) -> Format:
-    """The format of rows like these; DataError naming the columns and the nearest format when none fits."""
+    """The format of rows like these; DataError naming the columns and the nearest format when none fits.
+
+    Pairs whose chosen answers are all null are pairs, and no prompts beside a column of answers: a format of which some
+    columns hold nothing is meant where it has a use for more of those that hold something.
+    """
     kinds = column_kinds(rows)
+    whole = next((format for format in FORMATS if format.fits(kinds)), None)
+    used = whole.filled(kinds) if whole else 0
     for format in FORMATS:
-        if format.fits(kinds):
+        if format.filled(kinds) > used and not format.fits(kinds) and format.fits(kinds, hollow=True):
             return format
+    if whole:
+        return whole
     shared = {format.name: len(format.needs.keys() & kinds.keys()) for format in FORMATS}
     nearest = max(FORMATS, key=lambda format: (shared[format.name], -len(format.needs)))
     near = f"the nearest, {nearest.name!r}, has {nearest.columns}; " if shared[nearest.name] else ""

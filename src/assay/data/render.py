@@ -51,7 +51,7 @@ class Renderer:
         self.max_length = max_length
         self._known: dict[Piece, list[int]] = {}
         self._lead = _leading_specials(tokenizer)
-        self._specials = _special_strings(tokenizer)
+        self._special_ids, self._specials = _special_ids(tokenizer), _special_strings(tokenizer)
         style = _chat_style(tokenizer) if template == "chat" else _marker_style(tokenizer, template)
         self._forced, self._opening, self.eos_id, self.stop_strings = style
         self._ends = {self.eos_id, *(ids[0] for ids in map(self._marker_ids, self.stop_strings) if len(ids) == 1)}
@@ -142,6 +142,18 @@ class Renderer:
             text = text.split(stop, 1)[0]
         return text.strip()
 
+    def leak(self, response_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """The first special token in what a person reads, which `text` leaves out; empty where there is none."""
+        ends = {*self._ends, self.tokenizer.eos_token_id}
+        ids = list(itertools.takewhile(lambda token: token not in ends, response_ids))
+        if self._special_ids.isdisjoint(ids):
+            return ""
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        for string in (*self.stop_strings, *stop):
+            text = text.split(string, 1)[0]
+        found = self._specials.search(text)
+        return found[0] if found else ""
+
     def document(self, text: str) -> Row:
         """A raw document as one row, all of it to be learnt (pretraining); not cut to `max_length`."""
         return Row([*self._lead, *self._text_ids(text), self.eos_id], 0)
@@ -231,6 +243,10 @@ def _leading_specials(tokenizer: Any) -> list[int]:
     return full[:start]
 
 
+def _special_ids(tokenizer: Any) -> set[int]:
+    return {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
+
+
 def _special_strings(tokenizer: Any) -> re.Pattern[str]:
     specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     specials |= {str(token) for token in tokenizer.all_special_tokens}
@@ -268,7 +284,6 @@ def _chat_style(tokenizer: Any) -> Style:
     opening = before[len(asked) :] if before.startswith(asked) else ""
     # An opening that is more than white space (an empty <think> block) is the template's, not the model's, to say.
     forced, opening = (opening, "") if opening.strip() else ("", opening)
-    specials = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    closing = tokenizer(after, add_special_tokens=False).input_ids
+    specials, closing = _special_ids(tokenizer), tokenizer(after, add_special_tokens=False).input_ids
     end = next((token for token in closing if token in specials), None)
     return forced, opening, _end_id(tokenizer) if end is None else end, ()

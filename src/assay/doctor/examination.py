@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ from assay.doctor.finding import VERDICTS, Diagnosis, Finding, Verdict, diagnosi
 from assay.doctor.log import Log
 from assay.doctor.machine import Settings
 from assay.doctor.read import read
-from assay.doctor.terms import in_terms
+from assay.doctor.reward import NOT_FINITE
+from assay.doctor.terms import TRAINERS, in_terms
 
 FAMILIES = (
     *(data, labels, tokens, machine, recipe),
@@ -42,6 +43,8 @@ FAMILIES = (
     *(probe_reward, probe_policy, probe_batch),
 )
 """Every file of detectors: importing one enters what it has."""
+FEWEST = 10
+"""Lines of another trainer's log, of which there is nothing else to look at: five to begin with, and five to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,13 @@ class Examination:
 
     @property
     def verdict(self) -> Verdict:
-        """That of the diagnosis; but without all that must be there, nothing less than red can be said for sure."""
-        return "unchecked" if self.unread and self.diagnosis.verdict != "red" else self.diagnosis.verdict
+        """That of the diagnosis; but without all that must be there, nothing less than red can be said for sure.
+
+        Nor can it where nothing but NaN was looked for, which any number is enough for.
+        """
+        looked_for = {mode for mode, _ in self.diagnosis.checked}
+        blind = self.unread or looked_for <= {NOT_FINITE}
+        return "unchecked" if blind and self.diagnosis.verdict != "red" else self.diagnosis.verdict
 
     def facts(self) -> dict[str, Any]:
         """As plain data: what `assay doctor --json` prints, and what the report begins with."""
@@ -92,6 +100,10 @@ class Examination:
 def examination(path: Path) -> Examination:
     """Of a run, a foreign trainer's history or a table of metrics. UsageError where it is none of these."""
     found = read(path)
+    for log in (log for log in found.logs if log.foreign):
+        found.notes.append(f"{log.where}: taken as a log of TRL's {TRAINERS[log.kind]}, by the names of its metrics")
+        if (lines := max(map(len, log.series.values()), default=0)) < FEWEST:
+            found.unread.append(f"{log.where} has {lines} lines to read, and a verdict takes {FEWEST}")
     evidence: list[Evidence] = [*found.logs, *_readings(found.logs, found.unread)]
     given, before = examine(evidence, places=found.graph), proposed(path)
     findings = [agreeing(one, before) for one in [*given.findings, *_stopped(found.logs, given)]]
@@ -122,14 +134,14 @@ def _readings(logs: Sequence[Log], unread: list[str]) -> Iterator[data.Reading]:
                 unread.append(f"{log.where}: report.json does not tell what was left out ({type(error).__name__})")
 
 
-def of_settings(path: Path, ours: Collection[str]) -> Examination | None:
+def of_settings(path: Path) -> Examination | None:
     """Of another trainer's settings, a map in a file of YAML, as PyYAML hands them to it; None where it is no such map.
 
-    `ours` are the keys of a recipe, of which another trainer's settings have none.
+    A recipe has stages and data; other keys, such as seed and model, are everybody's.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(values, Mapping) or not values or values.keys() & ours:
+        if not isinstance(values, Mapping) or not values or values.keys() & {"stages", "data"}:
             return None
         settings = Settings.foreign(path.name, values)
     except (OSError, RecursionError, ValueError, yaml.YAMLError):

@@ -193,9 +193,15 @@ def diagnosis(
     checked: Iterable[tuple[Mode, str]] = (),
     places: Places | None = None,
 ) -> Diagnosis:
-    """Findings in the order in which they should be read: each cause, gravest first, then what follows from it."""
+    """Findings in the order in which they should be read: each cause, gravest first, then what follows from it.
+
+    What one detector could not look for in a place, and another has, is not unchecked there.
+    """
     found = sorted(findings, key=lambda finding: (*(-w for w in finding.weight), finding.mode.number))
-    given = Diagnosis(found, tuple(unchecked), tuple(checked), places or {})
+    looked_for = tuple(checked)
+    known = {*looked_for, *((finding.mode, finding.where) for finding in found)}
+    unknown = tuple(one for one in unchecked if (one.mode, one.where) not in known)
+    given = Diagnosis(found, unknown, looked_for, places or {})
     ordered: dict[int, Finding] = {}
     for cause in given.causes:
         for finding in (cause, *given.consequences_of(cause)):

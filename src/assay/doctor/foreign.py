@@ -9,6 +9,7 @@ PPO in 1.10.0, the last release that has it; a few names are of releases before 
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -141,6 +142,8 @@ OTHERS = {
     *("train_samples_per_second", "train_steps_per_second", "entropy_coef"),
 }
 """Metrics of TRL's without a slash that are parts of others, or that no detector needs."""
+KNOWN = re.compile(r"(?:clip_ratio|completions|logits|logps|loss|objective|policy|profiling|rewards|sampling|val)/")
+"""How such metrics begin that have one; an export's own names, such as system/, are told as unknown."""
 
 SIGNS: Sequence[tuple[str, str]] = (
     ("objective/kl", "ppo"),
@@ -195,8 +198,9 @@ def log_of(name: str, rows: Rows, notes: list[str], batch_size: int | None = Non
         )
     rows = [(step, {bare(kind, metric): value for metric, value in row.items()}) for step, row in rows]
     lines = [MetricsLine(step, 0.0, ours(kind, {**row, "step": step})) for step, row in rows]
-    metrics = {metric for _, row in rows for metric in row if not metric.startswith("eval_")}
-    if unknown := sorted(metric for metric in metrics - {*NAMES[kind], *OTHERS, *STEPS} if "/" not in metric):
+    own = (metric for _, row in rows for metric in row if not metric.startswith(("eval_", "eval/")))
+    metrics = {metric.removeprefix("train/") for metric in own}
+    if unknown := sorted(metric for metric in metrics - {*NAMES[kind], *OTHERS, *STEPS} if not KNOWN.match(metric)):
         notes.append(f"{name}: nothing is known of {', '.join(unknown)}")
     return Foreign.of(kind, name, lines, config=settings(kind, rows, batch_size))
 

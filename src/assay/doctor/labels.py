@@ -86,7 +86,9 @@ class Scored:
 
     @property
     def right(self) -> Floats:
-        """1 where the model agrees with the label, ½ for a tie; `Missing` where there are too few pairs."""
+        """1 where the model agrees with the label, ½ for a tie; `Missing` where it has too few pairs, or no scores."""
+        if odd := int((~np.isfinite(self.margins)).sum()):
+            raise Missing(f"{odd:,} of {len(self.margins):,} pairs have scores that are not finite")
         return outcomes(self.margins[: len(enough(self.pairs, "scored pairs"))])
 
 

@@ -20,6 +20,8 @@ from assay.tracking.metrics import MetricsLine
 
 SAMPLING = ("ppo", "group")
 """Kinds of stages whose policy learns from its own samples."""
+TRAINING = ("pretrain", "sft", "distill", "bestof", "reward", "preference", *SAMPLING)
+"""Kinds of stages that train, and so log steps."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,15 @@ if TYPE_CHECKING:
 
 SLOWER = 10.0
 """CPUs with units for a format are at least as fast in it as in fp32, those without 100 to 300 times slower."""
-EXPONENT = re.compile(r"\s*[-+]?\d+[eE][-+]?\d+\s*")
-"""The numbers that YAML 1.1, and so PyYAML, reads as text: those with an exponent and no point."""
+NUMBER = re.compile(
+    r"[-+]?(?:\d+(?:[.,]\d*)?e[-+]?\d+|\d+(?:[.,]\d+)?\s*%|\d*\.\d+|\d,\d{2,}|\d{1,3}(?:,\d{3})+(?:\.\d+)?)", re.I
+)
+"""Numbers that are text to PyYAML: with an exponent, a percent sign or a comma, or quoted. Quoted whole numbers may be
+names, and one digit after another with a comma between them (0,1) a list."""
+THOUSANDS = re.compile(r",\d{3}(?!\d)")
+"""One thousand to some, and one to others."""
+NAMES = re.compile(r"version|revision", re.I)
+"""Keys whose numbers are meant to be text."""
 ROUNDING = 1e-9
 """Passes: what rounding may add at the end of one."""
 WANTED = re.compile(r"must be (?:a|a whole) number\b")
@@ -74,9 +81,9 @@ class Settings:
 
     @classmethod
     def foreign(cls, where: str, values: Mapping[str, Any]) -> Settings:
-        """What another reader made of a file without a schema: only the numbers that it is known to leave as text."""
-        found = {dotted(path): text for path, text in _texts(values) if EXPONENT.fullmatch(text)}
-        return cls(where, found, refused=False)
+        """What another reader made of a file without a schema: the texts that can be nothing but a number."""
+        found = {dotted(path): text for path, text in _texts(values) if NUMBER.fullmatch(text.strip())}
+        return cls(where, {key: text for key, text in found.items() if not NAMES.search(key)}, refused=False)
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ def text_for_a_number(settings: Settings) -> Iterator[Finding]:
     if settings.texts:
         listed = ", ".join(f"{key} is {show(text)}" for key, text in settings.texts.items())
         end = "refused before anything was loaded" if settings.refused else "and its reader hands it on as text"
-        change = {key: float(text) for key, text in settings.texts.items() if EXPONENT.fullmatch(text)}
+        change = {key: number for key, text in settings.texts.items() if (number := number_of(text)) is not None}
         yield Finding(NUMBER_AS_TEXT, settings.where, f"{listed}: {end}", sureness="certain", change=change)
 
 
@@ -160,6 +167,15 @@ def comes_again(log: Log) -> Iterator[Finding]:
         said = f"step {again[0][0]} takes the batch of step {again[0][1]} once more, in the same pass over the data"
         said += f"; {len(again):,} of {len(batches):,} steps do"
         yield Finding(RESUME_SKIPS, log.where, said, sureness="certain")
+
+
+def number_of(text: str) -> float | None:
+    """The number that a text is meant for; None where it is for none, or could be for two."""
+    text = text.strip()
+    if not NUMBER.fullmatch(text) or THOUSANDS.search(text):
+        return None
+    number = text.replace(",", ".")
+    return float(number[:-1]) / 100 if number.endswith("%") else float(number)
 
 
 def no_number(fault: Fault) -> bool:

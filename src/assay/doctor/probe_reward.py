@@ -96,6 +96,8 @@ class LabelProbe:
     model: RewardModel
     train: Sequence[Preference]
     held_out: Sequence[Preference]
+    steps: int = LOTS
+    """In which it may learn."""
     where: str = "data"
     kind: str = "labels"
 
@@ -188,6 +190,8 @@ def not_as_reported(measured: Measured) -> Iterator[Finding]:
         raise Missing(f"the report has no {' or '.join(names)}")
     chosen, rejected, spread = (float(value) for value in known if value is not None)
     mean, found, std = (chosen + rejected) / 2, float(measured.scores.mean()), float(measured.scores.std())
+    if not math.isfinite(found):
+        raise Missing("the scores are not finite, which is no matter of saving")
     drawn = 0.0 if measured.whole else 5 / math.sqrt(len(measured.scores))
     tolerance = SCORE_TOLERANCE * ROUNDED + drawn
     if abs(found - mean) > tolerance * spread or abs(std - spread) > tolerance * spread:
@@ -279,8 +283,10 @@ def labels_by_lot(probe: LabelProbe) -> Iterator[Finding]:
     rows = RewardProbe(probe.model, [drawn_by_lot(pair) for pair in probe.train]).rows
     held = RewardProbe(probe.model, [drawn_by_lot(pair) for pair in probe.held_out]).rows
     with unchanged(probe.model.parameters_trained()):
-        learn(probe.model, rows, LOTS)
-        found = scores(probe.model, held)
+        learn(probe.model, rows, probe.steps)
+        learnt, found = scores(probe.model, rows), scores(probe.model, held)
+    if (learnt[0::2] > learnt[1::2]).float().mean() < LEARNT / BY_HEART:
+        raise Missing(f"{probe.steps} steps are too few to learn the lots of {len(rows) // 2} pairs by heart")
     right = (found[0::2] > found[1::2]).double().numpy()
     prompts = [tuple(row.ids[: row.prompt_length]) for row in held[0::2]]
     known = proportion(right, groups=prompts, confidence=1 - 2 * SURE)

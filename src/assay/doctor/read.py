@@ -6,23 +6,22 @@ What cannot be read is told, and everything else is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from assay.doctor.cure import BEFORE
 from assay.doctor.foreign import log_of
-from assay.doctor.log import Log
+from assay.doctor.log import TRAINING, Log
 from assay.doctor.rows import STATE, of_history, of_table
 from assay.errors import StorageError, UsageError
 from assay.tracking.metrics import read_json_lines, read_metrics
 
 T = TypeVar("T")
-METRICS = "metrics.jsonl"
+METRICS, SUMMARY, MANIFEST = "metrics.jsonl", "summary.json", "manifest.json"
 REPORTS = ("accuracy", "evaluation", "report")
 """JSON files of an artifact that hold more than its flat metrics."""
-SILENT = ("data", "evaluate")
-"""Kinds of stages that train nothing, and so log no steps."""
 SHOWN = 3
 """Of the lines that were left out: how many are told one by one."""
 
@@ -41,40 +40,97 @@ class Found:
 
 def read(path: Path) -> Found:
     """A run's folder, a folder or file of TRL's, or a .csv. UsageError where it is none of these, or damaged."""
-    if path.is_dir() and ((path / "summary.json").is_file() or (path / "recipe.yaml").is_file()):
+    if is_run(path):
         return read_run(path)
     if path.is_dir():
         path = next((state for state in (path / STATE, *_checkpoints(path)) if state.is_file()), path)
-    notes: list[str] = []
-    if path.is_file() and path.suffix == ".csv":
-        return Found([log_of(path.name, of_table(path, notes), notes)], notes)
-    if path.is_file() and path.suffix == ".json":
-        rows, batch_size = of_history(path, notes)
-        return Found([log_of(path.name, rows, notes, batch_size)], notes)
+    if path.is_file() and path.suffix in (".csv", ".json"):
+        return _read_file(path)
     raise UsageError(
         f"{path} is no run, no {STATE} and no .csv of metrics",
         hint="give a recipe, a folder that `assay run` or TRL wrote, or a table with one metric a column",
     )
 
 
+def _read_file(path: Path) -> Found:
+    """The log of another trainer. Where nothing in it is known, what was left out of it may be the reason."""
+    notes: list[str] = []
+    rows, batch_size = (of_table(path, notes), None) if path.suffix == ".csv" else of_history(path, notes)
+    try:
+        return Found([log_of(path.name, rows, notes, batch_size)], notes)
+    except UsageError as error:
+        raise UsageError("; ".join([error.what, *notes]), hint=error.hint) from error
+
+
+def is_run(path: Path) -> bool:
+    """Whether it is the folder of a run of ours."""
+    return (path / SUMMARY).is_file() or (path / "recipe.yaml").is_file()
+
+
 def read_run(folder: Path) -> Found:
     """The stages of a run in their order; the one at work is read from its working folder."""
     found = Found()
-    summary = _object(folder / "summary.json", found)
+    summary = summary_of(folder, found)
     for part, read_stage in (("stages", _finished), ("unfinished", _unfinished)):
-        stages = _mapping(summary.get(part))
-        for name, entry in stages.items():
-            if isinstance(entry, Mapping):
-                read_stage(name, entry, folder.parent / "artifacts", found)
-            else:
-                found.unread.append(f"{folder.name}/summary.json says nothing of {name} that could be read")
-    written = _mapping(summary.get("graph"))
+        for name, entry in summary[part].items():
+            read_stage(name, entry, folder.parent / "artifacts", found)
+    written = _mapping(summary["graph"])
     found.graph = {stage: [str(name) for name in names] for stage, names in written.items() if isinstance(names, list)}
     return found
 
 
+def summary_of(folder: Path, found: Found) -> dict[str, Any]:
+    """What a run's summary says; where it says nothing that can be read, what the manifests of its artifacts say.
+
+    Every entry of `stages` and `unfinished` names kind and artifact, and the former its metrics, too; what does not is
+    told.
+    """
+    summary = _object(folder / SUMMARY, found)
+    if not summary and (summary := _by_manifests(folder)):
+        found.notes.append(f"{folder.name}: its stages are told by the manifests of their artifacts")
+    stages = dict(_entries(folder, summary, "stages", found))
+    for name, entry in stages.items():
+        if not isinstance(entry.get("metrics"), Mapping):
+            found.unread.append(f"{folder.name}/{SUMMARY} does not say what {name} came to")
+            stages[name] = {**entry, "metrics": {}}
+    unfinished = dict(_entries(folder, summary, "unfinished", found))
+    return {"stages": stages, "unfinished": unfinished, "graph": summary.get("graph")}
+
+
+def _entries(
+    folder: Path, summary: Mapping[str, Any], part: str, found: Found
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The stages in a part of a summary that tell what they are and where they lie."""
+    stages = summary.get(part, {})
+    if not isinstance(stages, Mapping):
+        found.unread.append(f"{folder.name}/{SUMMARY}: {part} is no object with an entry for each stage")
+        return
+    for name, entry in stages.items():
+        if all(isinstance(_mapping(entry).get(key), str) for key in ("kind", "artifact")):
+            yield name, entry
+        else:
+            found.unread.append(f"{folder.name}/{SUMMARY} says nothing of {name} that could be read")
+
+
+def _by_manifests(folder: Path) -> dict[str, Any]:
+    """A summary by the artifacts that the run set out to make; nothing, where nothing tells which they are."""
+    planned, root = _object(folder / BEFORE, Found()).get("artifacts"), folder.parent / "artifacts"
+    entries: dict[str, dict[str, Any]] = {}
+    for name in map(str, planned if isinstance(planned, list) else []):
+        manifest = _object(root / name / MANIFEST, Found())
+        entries[name] = {"stage": name, "kind": name.rpartition("-")[0], "metrics": {}, **manifest, "artifact": name}
+    stage = {name: str(entry["stage"]) for name, entry in entries.items()}
+    made = [name for name in entries if (root / name).is_dir()]
+    inputs = {name: ",".join(map(str, _mapping(entries[name].get("inputs")).values())).split(",") for name in made}
+    return entries and {
+        "stages": {stage[name]: entries[name] for name in made},
+        "unfinished": {stage[name]: entries[name] for name in entries if name not in made},
+        "graph": {stage[name]: [stage[one] for one in inputs[name] if one in stage] for name in made},
+    }
+
+
 def _finished(name: str, entry: Mapping[str, Any], root: Path, found: Found) -> None:
-    kind, final, folder = str(entry.get("kind", "")), _mapping(entry.get("metrics")), root / str(entry.get("artifact"))
+    kind, final, folder = entry["kind"], entry["metrics"], root / entry["artifact"]
     if not folder.is_dir():
         found.unread.append(
             f"{name}: its artifact {folder.name} is gone: only the numbers of the summary are looked at"
@@ -82,17 +138,18 @@ def _finished(name: str, entry: Mapping[str, Any], root: Path, found: Found) -> 
         found.logs.append(Log(kind, name, final=final))
         return
     _acted(name, folder, found)
-    config = _mapping(_object(folder / "manifest.json", found).get("config"))
+    config = _mapping(_object(folder / MANIFEST, found).get("config"))
     reports = {file.stem: _object(file, found) for file in sorted(folder.glob("*.json")) if file.stem in REPORTS}
-    lines = _lines_of(read_metrics, folder / METRICS, found)
-    if not (lines or kind in SILENT or (folder / METRICS).is_file()):
-        found.unread.append(f"{name}: {folder.name} has no {METRICS}: only its final numbers are looked at")
+    told, lines = len(found.unread), _lines_of(read_metrics, folder / METRICS, found)
+    if kind in TRAINING and not (lines or config.get("trained")) and len(found.unread) == told:
+        lost = f"an empty {METRICS}" if (folder / METRICS).is_file() else f"no {METRICS}"
+        found.unread.append(f"{name}: {folder.name} has {lost}: only its final numbers are looked at")
     found.logs.append(Log.of(kind, name, lines, final=final, reports=reports, config=config))
 
 
 def _unfinished(name: str, entry: Mapping[str, Any], root: Path, found: Found) -> None:
     """What a stage has logged so far. Its id tells its folder from those that other runs work in."""
-    folder = root / f".{entry.get('artifact')}.partial"
+    folder = root / f".{entry['artifact']}.partial"
     if not folder.is_dir():
         found.notes.append(f"{name} has not begun")
         return
@@ -101,9 +158,7 @@ def _unfinished(name: str, entry: Mapping[str, Any], root: Path, found: Found) -
     last = acts[-1] if acts else {}
     resumed = lines and last.get("action") == "stopped" and lines[-1].step > last["step"]
     stopped = last if last.get("action") == "stopped" and not resumed else {}
-    found.logs.append(
-        Log.of(str(entry.get("kind", "")), name, lines, config=_mapping(entry.get("config")), stopped=stopped)
-    )
+    found.logs.append(Log.of(entry["kind"], name, lines, config=_mapping(entry.get("config")), stopped=stopped))
 
 
 def _acted(name: str, folder: Path, found: Found) -> list[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode, Severity
-from assay.doctor.log import Log, Series
+from assay.doctor.log import TRAINING, Log, Series
 
 REWARD_AT_CHANCE = Mode(
     17,
@@ -270,7 +270,7 @@ def length_bias(log: Log) -> Iterator[Finding]:
         )
 
 
-@detects(NOT_FINITE)
+@detects(NOT_FINITE, kinds=TRAINING)
 def not_finite(log: Log) -> Iterator[Finding]:
     """The metrics that were not finite first."""
     if not log.series:

@@ -10,7 +10,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,17 @@ def of_table(path: Path, notes: list[str]) -> Rows:
         )
     if not lines:
         raise UsageError(f"{path} has a header and no line below it", hint="nothing was logged yet, or it is cut off")
+    notes += _unread(path.name, header, lines)
     return _numbered(path.name, _without_gaps(path.name, [dict(line) for line in lines], notes), notes)
+
+
+def _unread(name: str, header: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Columns of which nothing, or only a part, is read."""
+    if twice := [column for column, count in Counter(header).items() if count > 1]:
+        yield f"{name}: of several columns named {', '.join(twice)} the last one is read"
+    filled = {column: [line[column] for line in lines if line.get(column)] for column in header}
+    if words := [column for column, cells in filled.items() if cells and all(_number(cell) is None for cell in cells)]:
+        yield f"{name}: no cell holds a number under {', '.join(words)}"
 
 
 def _text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""A diagnosis of another trainer's log in that trainer's words: its options in cures, and no check that it cannot have.
+"""A diagnosis of another trainer's log in that trainer's words: its metrics in evidence, its options in cures.
 
 in_terms(diagnosis, logs)     the same findings, said to a user of TRL
 """
@@ -14,6 +14,14 @@ from assay.doctor.finding import Diagnosis, Finding
 from assay.doctor.foreign import theirs_of
 from assay.doctor.log import Log
 
+TRAINERS: Mapping[str, str] = {
+    "ppo": "PPOTrainer",
+    "group": "GRPOTrainer",
+    "preference": "DPOTrainer",
+    "reward": "RewardTrainer",
+    "sft": "SFTTrainer",
+}
+"""By the kind of stage."""
 OPTIONS: Mapping[str, Mapping[str, str]] = {
     "ppo": {
         "kl_coef": "kl_coef",
@@ -102,7 +110,7 @@ CURES: Mapping[str, Mapping[str, str]] = {
 
 
 def in_terms(given: Diagnosis, logs: Sequence[Log]) -> Diagnosis:
-    """Findings with cures that their trainer knows, each mode once, by the surest; and what no detector could check."""
+    """Findings with cures that their trainer knows, each mode once, by the surest."""
     kinds = {log.where: log.kind for log in logs if log.foreign}
     surest: dict[tuple[str, str], Finding] = {}
     for found in sorted(given.findings, key=lambda found: found.weight):
@@ -112,11 +120,8 @@ def in_terms(given: Diagnosis, logs: Sequence[Log]) -> Diagnosis:
         for found in given.findings
         if found.where not in kinds or surest[found.mode.name, found.where] is found
     ]
-    checked = {(mode, where) for mode, where in given.checked if where in kinds}
     unchecked = [
-        replace(one, why=measured(one.why, kinds[one.where])) if one.where in kinds else one
-        for one in given.unchecked
-        if (one.mode, one.where) not in checked
+        replace(one, why=measured(one.why, kinds[one.where])) if one.where in kinds else one for one in given.unchecked
     ]
     return replace(given, findings=findings, unchecked=unchecked)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -76,6 +76,16 @@ def _load(kind: Any, folder: Path, *, device: str, trained: bool, **options: Any
             f"transformers cannot load {folder}: {error}", hint="is it a complete model of a known architecture?"
         ) from error
     return model.to(device).eval(), sorted(info["missing_keys"])
+
+
+@contextlib.contextmanager
+def weights_in(file: Path) -> Iterator[Any]:
+    """A file of safetensors, none of which is read yet; ModelError where it is damaged."""
+    try:
+        with safe_open(file, "pt") as weights:
+            yield weights
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file} cannot be read: {error}", hint="it was cut off: save or fetch it anew") from error
 
 
 def context_length(model: PreTrainedModel) -> int:

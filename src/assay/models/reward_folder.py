@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch.nn import Parameter
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from assay.models.config import Template
+from assay.models.load import weights_in
 from assay.models.readout import Readout
 
 HEADS = "heads.safetensors"
@@ -82,6 +82,6 @@ def missing_head(folder: Path) -> list[str]:
         model = AutoModelForSequenceClassification.from_config(config)
     held: set[str] = set()
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as weights:
+        with weights_in(file) as weights:
             held.update(weights.keys())
     return sorted(head_parameters(model).keys() - held)

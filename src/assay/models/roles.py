@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from assay.errors import ModelError
 from assay.models.backbone import Backbone, drop_dropout
 from assay.models.config import LoraConfig, Template
 from assay.models.heads import ValueHead
-from assay.models.load import context_length, fit_vocabulary, load_classifier, load_tokenizer
+from assay.models.load import context_length, fit_vocabulary, load_classifier, load_tokenizer, weights_in
 from assay.models.load_reward import load_reward_model
 from assay.models.locate import locate, weights_hash
 from assay.models.policy import Policy, ResponseLogprobs, load_policy
@@ -203,7 +202,7 @@ def head_from(reward: RewardModel) -> ValueHead:
 def stored_tensor(folder: Path, name: str) -> Tensor:
     """One tensor of a model folder, without loading the others."""
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
+        with weights_in(file) as tensors:
             if name in tensors.keys():  # noqa: SIM118  (not a mapping)
                 return tensors.get_tensor(name)
     raise ModelError(f"{folder} has no weight named {name}", hint="is it a reward model?")

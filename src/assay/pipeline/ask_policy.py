@@ -10,7 +10,6 @@ from pathlib import Path
 
 import peft
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -24,7 +23,7 @@ from assay.doctor.probing import exact
 from assay.doctor.recipe import Weights
 from assay.doctor.tokens import PROBED, Endings
 from assay.models.backbone import drop_dropout
-from assay.models.load import load_tokenizer
+from assay.models.load import load_tokenizer, weights_in
 from assay.models.policy import Policy, load_policy
 from assay.models.roles import sampling_roles
 from assay.pipeline.asking import ASKED, SHORT, Stage, affordable
@@ -186,6 +185,6 @@ def not_finite(folder: Path) -> list[str]:
     """Names of the weights in a model's folder that are not finite; one tensor at a time is in memory."""
     odd: list[str] = []
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as weights:
+        with weights_in(file) as weights:
             odd += [name for name in weights.keys() if not weights.get_tensor(name).isfinite().all()]  # noqa: SIM118
     return odd

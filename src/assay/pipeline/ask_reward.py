@@ -14,7 +14,7 @@ from assay import rng
 from assay.doctor.data import FEWEST, evenly
 from assay.doctor.detector import Evidence, Missing
 from assay.doctor.labels import Scored
-from assay.doctor.probe_reward import LabelProbe, Measured, RewardProbe
+from assay.doctor.probe_reward import LOTS, LabelProbe, Measured, RewardProbe
 from assay.doctor.recipe import RewardFolder
 from assay.models.load_reward import load_reward_model
 from assay.models.reward_folder import missing_head
@@ -28,6 +28,8 @@ MOST = 1000
 """Held-out pairs that are scored."""
 TAUGHT = 24
 """Pairs whose lots are learnt, and as many whose lots nobody can know."""
+STEPS = 5
+"""Of learning, at least: the embedded model has them by heart after two or three."""
 
 
 def reward_model(stage: Stage, role: str) -> list[Evidence]:
@@ -55,7 +57,7 @@ def scored(stage: Stage) -> list[Evidence]:
     folder, config = stage.folder("made"), stage.config
     assert isinstance(config, RewardConfig)
     count = affordable(folder, 2 * config.max_length, most=MOST, least=FEWEST)
-    model = _reward(stage, folder, trainable=False)
+    model = _reward(stage, folder, config.max_length, trainable=False)
     objectives = model.readout.objectives
     if len(objectives) > 1:
         raise Missing("it has several objectives, and each pair was asked about one of them")
@@ -75,20 +77,25 @@ def lots(stage: Stage) -> list[Evidence]:
     folder, held_out = stage.folder("base"), evenly(stage.data.preferences.test, TAUGHT)
     if len(held_out) < FEWEST:
         raise Missing(f"{len(held_out)} held-out pairs are too few to tell")
-    affordable(folder, 240 * 6 * TAUGHT * SHORT, most=1)
+    affordable(folder, TAUGHT * SHORT, most=1)
     there = {answer for pair in held_out for answer in (pair.chosen, pair.rejected)}
     alike: list[Preference] = [p for p in stage.data.preferences.train if {p.chosen, p.rejected} <= there]
     learnt = [*alike, *evenly(stage.data.preferences.train, TAUGHT)][:TAUGHT]
-    model = _reward(stage, folder, head_seed=rng.derive(stage.seed, "lots") % 2**31)
-    return [LabelProbe(model, learnt, held_out, where=stage.where)]
+    length = min(getattr(stage.config, "max_length", SHORT), 2 * SHORT)
+    model = _reward(stage, folder, length, head_seed=rng.derive(stage.seed, "lots") % 2**31)
+    tokens = sum(len(row.ids) for row in RewardProbe(model, learnt).rows)
+    steps = affordable(folder, 3 * tokens, most=LOTS, least=STEPS)  # there, and back at twice the cost
+    return [LabelProbe(model, learnt, held_out, steps, where=stage.where)]
 
 
-def _reward(stage: Stage, folder: Path, *, trainable: bool = True, head_seed: int | None = None) -> RewardModel:
+def _reward(
+    stage: Stage, folder: Path, length: int, *, trainable: bool = True, head_seed: int | None = None
+) -> RewardModel:
     return load_reward_model(
         folder,
         trainable=trainable,
         head_seed=head_seed,
         template=stage.template,
-        max_length=getattr(stage.config, "max_length", 2 * SHORT),
+        max_length=length,
         device=stage.device,
     )

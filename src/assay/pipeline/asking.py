@@ -76,10 +76,12 @@ class Question:
 def affordable(folder: Path, tokens: int, *, most: int, least: int = 1) -> int:
     """How many rows of so many tokens a model reads in `PATIENCE` seconds; `Missing` where that is too few."""
     parameters = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 4
-    count = int(min(most, PATIENCE * SPEED / (2 * max(1, parameters) * tokens)))
-    if count < least or parameters > LARGEST:
-        raise Missing(f"the model is too large to be asked in seconds ({parameters / 1e6:,.0f} M parameters)")
-    return count
+    seconds = 2 * max(1, parameters) * tokens / SPEED
+    if seconds * least > PATIENCE or parameters > LARGEST:
+        size, cost = f"{parameters / 1e6:,.0f} M parameters", max(1, seconds * least)
+        bounds = f"a question may take {PATIENCE:.0f}, of {LARGEST / 1e6:.0f} M at most"
+        raise Missing(f"with {size} that would take about {cost:,.0f} s: {bounds}")
+    return int(min(most, PATIENCE / seconds))
 
 
 def learned_from(config: AnyStage, data: Prepared) -> Sequence[Item]:

@@ -22,6 +22,7 @@ from assay.pipeline import environment
 from assay.pipeline.artifacts import Store, read_json, write_json
 from assay.pipeline.evidence import Gathered, data_of, look_at_data, look_at_stages
 from assay.pipeline.inputs import check_counts, counts
+from assay.pipeline.questions import KINDS
 from assay.pipeline.recipe import Draft, NamedRecipe, Recipe
 from assay.pipeline.runner import Request, selected
 from assay.pipeline.steps import Step, parents_of
@@ -54,6 +55,8 @@ def of_recipe(written: Draft) -> Examination:
         look_at_data(gathered, named, data)
     if not gathered.refused:
         look_at_stages(gathered, named, steps, store, data)
+        if data is None and not any(isinstance(one, KINDS) for one in gathered.evidence):
+            gathered.unread.append("neither data nor models are here: only the settings were looked at")
     return examined(what, gathered, steps)
 
 
@@ -68,9 +71,8 @@ def of_run(named: NamedRecipe, steps: Sequence[Step], store: Store, data: Prepar
 def examined(what: str, gathered: Gathered, steps: Sequence[Step] = ()) -> Examination:
     """What the detectors say about all that was gathered."""
     given = examine([*gathered.evidence, Refusals(what, gathered.refused)], places=parents_of(steps))
-    unchecked = (*given.unchecked, *gathered.unchecked)
-    given = Diagnosis(given.findings, unchecked, places=given.places)
-    return Examination(what, gathered.looked_at, given, gathered.notes)
+    given = Diagnosis(given.findings, gathered.unknown(given.unchecked), given.checked, given.places)
+    return Examination(what, gathered.looked_at, given, gathered.notes, gathered.unread)
 
 
 def before_run(

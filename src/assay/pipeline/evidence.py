@@ -7,7 +7,7 @@ model, and no model of more than 200 M parameters.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from assay.data.prepared import Prepared
 from assay.data.render import Renderer
 from assay.doctor.data import Data, Reading
 from assay.doctor.detector import DETECTORS, Evidence, Missing
-from assay.doctor.finding import Unchecked
+from assay.doctor.finding import Mode, Unchecked
 from assay.doctor.labels import Scored
 from assay.doctor.machine import Machine
 from assay.doctor.probe_batch import PromptBatch
@@ -42,7 +42,7 @@ from assay.pipeline.asking import Question, Stage, learned_from
 from assay.pipeline.footprint import Model
 from assay.pipeline.inputs import prepare
 from assay.pipeline.plan import Need, estimator_of, memory_needs
-from assay.pipeline.questions import before, compares
+from assay.pipeline.questions import before, compares, inapplicable
 from assay.pipeline.recipe import NamedRecipe
 from assay.pipeline.steps import Step, is_hub_id
 from assay.rollout.stops import StopStrings
@@ -70,7 +70,11 @@ class Gathered:
     evidence: list[Evidence] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     unchecked: list[Unchecked] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    """What must be there and could not be read."""
     notes: list[str] = field(default_factory=list)
+    inapplicable: set[tuple[Mode, str]] = field(default_factory=set)
+    """What cannot be wrong in a place: nobody is told that it was not looked for."""
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
@@ -88,6 +92,18 @@ class Gathered:
         except Missing as missing:
             self.leave_out(question.where, str(missing), *question.kinds)
             return []
+
+    def lose(self, where: str, error: Exception, *evidence: type) -> None:
+        """The same for what should be there and cannot be read, which leaves no verdict; one file is told once."""
+        kind = "" if isinstance(error, AssayError | OSError) else f"{type(error).__name__}: "
+        why = f"{kind}{error}".partition("\n")[0]
+        if not any(told.endswith(why) for told in self.unread):
+            self.unread.append(f"{where}: {why}")
+        self.leave_out(where, why, *evidence)
+
+    def unknown(self, unchecked: Iterable[Unchecked]) -> list[Unchecked]:
+        """What detectors could not look for, and what they were not shown."""
+        return [one for one in (*unchecked, *self.unchecked) if (one.mode, one.where) not in self.inapplicable]
 
     def leave_out(self, where: str, why: str, *evidence: type) -> None:
         """Every mode that is seen in evidence of these kinds is unchecked."""
@@ -272,6 +288,7 @@ class _Stages:
             self.device,
             step.identity.seed,
         )
+        self.gathered.inapplicable.update(inapplicable(stage))
         for question in before(stage):
             models = tuple(str(folders.get(role)) for role in question.roles)
             if "None" not in models and self.first(models, question.kinds, compares(config)):

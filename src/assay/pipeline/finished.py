@@ -10,23 +10,29 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from assay.data.prepared import Prepared
 from assay.doctor.data import Data
-from assay.doctor.detector import Evidence, examine
+from assay.doctor.detector import ODD, Evidence, examine
 from assay.doctor.examination import Examination, examination
 from assay.doctor.finding import Diagnosis, Finding, diagnosis
-from assay.errors import AssayError
+from assay.doctor.read import Found, summary_of
+from assay.errors import AssayError, StorageError
 from assay.models.locate import locate
 from assay.pipeline import environment
-from assay.pipeline.artifacts import code_hash, read_json
+from assay.pipeline.artifacts import code_hash
 from assay.pipeline.asking import Question, Stage
 from assay.pipeline.evidence import Gathered
 from assay.pipeline.graph import Node
-from assay.pipeline.questions import after
+from assay.pipeline.questions import KINDS, after, inapplicable
 from assay.pipeline.recipe import NamedRecipe, load_recipe
 
 SECONDS = 120.0
 """After which no further question is begun."""
+MODELS = "data and models"
+UNREADABLE = (AssayError, OSError, SafetensorError, *ODD)
+"""What is raised over a file that somebody has damaged."""
 
 
 def of_run(folder: Path, say: Callable[[str], None], *, seconds: float = SECONDS) -> Examination:
@@ -39,11 +45,12 @@ def of_run(folder: Path, say: Callable[[str], None], *, seconds: float = SECONDS
             found.append(finding)
     whole = diagnosis(
         found,
-        [*(one for part in parts for one in part.unchecked), *gathered.unchecked],
+        gathered.unknown(one for part in parts for one in part.unchecked),
         [pair for part in parts for pair in part.checked],
         read.diagnosis.places,
     )
-    return Examination(read.what, read.stages, whole, [*read.notes, *gathered.notes], read.unread)
+    notes, unread = [*read.notes, *gathered.notes], [*read.unread, *gathered.unread]
+    return Examination(read.what, read.stages, whole, notes, unread)
 
 
 def asked(
@@ -62,32 +69,35 @@ def asked(
 
 
 def answered(gathered: Gathered, question: Question) -> list[Evidence]:
-    """What a question gives; what cannot be read is a reason like others why something is unchecked."""
+    """What a question gives; what cannot be read is told, and the others are still asked."""
     try:
         return gathered.put(question)
-    except (AssayError, OSError) as error:
-        gathered.leave_out(question.where, str(error).splitlines()[0], *question.kinds)
+    except UNREADABLE as error:
+        gathered.lose(question.where, error, *question.kinds)
         return []
 
 
 def questions(folder: Path, gathered: Gathered) -> Iterator[Question]:
     """Of every stage that the run has finished, and of its data, in the order in which they were made."""
-    try:
-        named, made = load_recipe(str(folder / "recipe.yaml"), environment={}), stages_of(folder)
-        data = Prepared.load(folder.parent / "artifacts" / made["data"]["artifact"])
-        device = environment.device(named.recipe.device)
-    except (AssayError, OSError, LookupError, TypeError, ValueError) as error:
-        gathered.notes.append(f"data and models were not asked: {str(error).splitlines()[0]}")
+    made = summary_of(folder, Found())["stages"]  # what it does not say, the reader of the logs has told
+    if "data" not in made:
+        gathered.leave_out(MODELS, "nothing says that data were made", Data, *KINDS)
         return
+    try:
+        named = load_recipe(str(folder / "recipe.yaml"), environment={})
+        data = Prepared.load(folder.parent / "artifacts" / made["data"]["artifact"])
+    except UNREADABLE as error:
+        gathered.lose(MODELS, error, Data, *KINDS)
+        return
+    for lost in made.keys() - {"data", *(node.id for node in named.graph)}:
+        gathered.lose(lost, StorageError(f"{folder.name}/recipe.yaml says nothing of it"), *KINDS)
     yield Question("data", "what was prepared", (), (Data,), lambda: [Data("data", data)])
+    device = environment.device("cpu" if named.recipe.device == "cpu" else "auto")  # the run's may be elsewhere
     for node in named.graph:
         if node.id in made:
-            yield from after(stage_of(named, node, made, folder.parent, data, device))
-
-
-def stages_of(folder: Path) -> Mapping[str, Any]:
-    """What the run's summary says of its stages."""
-    return read_json(folder / "summary.json", hint="run the recipe again: what is finished is kept")["stages"]
+            stage = stage_of(named, node, made, folder.parent, data, device)
+            gathered.inapplicable.update(inapplicable(stage))
+            yield from after(stage)
 
 
 def stage_of(named: NamedRecipe, node: Node, made: Mapping[str, Any], runs: Path, data: Prepared, device: str) -> Stage:
@@ -100,14 +110,14 @@ def stage_of(named: NamedRecipe, node: Node, made: Mapping[str, Any], runs: Path
             elif (kept := runs / "artifacts" / str(made.get(source.name, {}).get("artifact"))).is_dir():
                 folders[role] = kept
             else:
-                absent[role] = f"what {source.name} has made is gone"
+                absent[role] = f"what {source.name} has made is not here"
         except AssayError as error:
             absent[role] = str(error).splitlines()[0]
     own = runs / "artifacts" / made[node.id]["artifact"]
-    if (own / "config.json").is_file():
+    if own.is_dir():
         folders["made"] = own
     else:
-        absent["made"] = f"{own.name} holds no model"
+        absent["made"] = f"what {node.id} has made is not here"
     return Stage(
         node.id,
         node.config,

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from assay.doctor.finding import Mode
+from assay.doctor.kl import KL_BEFORE_TRAINING
 from assay.doctor.labels import Scored
 from assay.doctor.probe_batch import PromptBatch, StepProbe
-from assay.doctor.probe_policy import PolicyProbe
+from assay.doctor.probe_policy import FROZEN_BLOCKS, WRONG_REFERENCE, PolicyProbe
 from assay.doctor.probe_reward import LabelProbe, Measured, RewardProbe
 from assay.doctor.recipe import RewardFolder, Weights
 from assay.doctor.tokens import Endings, Tokens
@@ -29,6 +31,8 @@ from assay.stages.config import (
 )
 
 POLICY, REWARD = (Weights, PolicyProbe), (RewardFolder, RewardProbe)
+KINDS = (*POLICY, *REWARD, Tokens, Endings, PromptBatch, StepProbe, LabelProbe, Scored, Measured)
+"""All that questions give."""
 
 
 def before(stage: Stage) -> Iterator[Question]:
@@ -66,6 +70,13 @@ def after(stage: Stage) -> Iterator[Question]:
     for question in before(stage):
         if question.kinds in ((LabelProbe,), (StepProbe,)) or (question.kinds == POLICY and compares(config)):
             yield question
+
+
+def inapplicable(stage: Stage) -> Iterator[tuple[Mode, str]]:
+    """What cannot be wrong in a stage, with its id: the gradient of adapters that it has not, or such a reference."""
+    modes = [] if getattr(stage.config, "lora", None) else [FROZEN_BLOCKS]
+    modes += [] if compares(stage.config) else [KL_BEFORE_TRAINING, WRONG_REFERENCE]
+    return ((mode, stage.where) for mode in modes)
 
 
 def compares(config: AnyStage) -> bool:

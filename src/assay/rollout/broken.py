@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -43,20 +43,18 @@ def check(
     text: str | None,
     *,
     finish: FinishReason | None = None,
-    ids: Sequence[int] = (),
-    special_ids: Collection[int] = (),
+    leak: str = "",
 ) -> tuple[Flag, ...]:
     """Everything that is broken in a response; nothing where it is whole.
 
-    Without a prompt nothing is compared with it. `finish`: how it ended, where that is known. `ids`: its tokens, end
-    token included, of which those among `special_ids` should be nowhere but at the end.
+    Without a prompt nothing is compared with it. `finish`: how it ended, where that is known. `leak`: a special
+    token before its end, where the text does not show those.
     """
     if not isinstance(text, str) or not (body := visible(text)):
         return (Flag("empty", "there is no text" if not text else "there is nothing to see in the text"),)
     asked = prompt.text if prompt is not None else ""
     found = [
-        *_leaks(asked, text),
-        *_special_tokens(ids, special_ids),
+        *_leaks(asked, text, leak),
         *_no_words(body),
         *_loops(asked, body),
         *_gibberish(asked, body),
@@ -114,8 +112,11 @@ _DIALOGUE = re.compile(
 )
 
 
-def _leaks(asked: str, text: str) -> Iterator[Flag]:
+def _leaks(asked: str, text: str, leak: str) -> Iterator[Flag]:
     """What belongs to the format and not to the answer, unless the prompt holds it or asks for something like it."""
+    if leak and leak not in asked:
+        yield Flag("leak", f"special token {leak!r} before the end, which the text does not show")
+        return
     for found in _SPECIAL.finditer(text):
         if found.group() not in asked:
             yield Flag("leak", f"special token {found.group()!r} {_at(text, found.start())}")
@@ -136,12 +137,6 @@ def _is_defined(asked: str, text: str, found: re.Match[str]) -> bool:
     labels = [label for line in lines if (label := _LABEL.match(line))]
     others = [label for label in labels if not _ROLE.match(label.group())]
     return bool(others) or re.search(rf"\b{word}\b", asked) is not None
-
-
-def _special_tokens(ids: Sequence[int], special_ids: Collection[int]) -> Iterator[Flag]:
-    place = next((n for n, token in enumerate(ids[:-1]) if token in special_ids), None) if special_ids else None
-    if place is not None:
-        yield Flag("leak", f"special token {ids[place]} as token {place + 1} of {len(ids)}")
 
 
 # --- Loops

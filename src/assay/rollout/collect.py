@@ -34,6 +34,8 @@ class Rollouts:
     prompts: list[Prompt]
     rows: list[Row]
     texts: list[str]
+    leaks: list[str]
+    """A special token before each response's end, which its text does not show; empty where there is none."""
     mask_BR: Tensor
     logprobs_BR: Tensor
     """Of the distribution that was sampled."""
@@ -59,6 +61,7 @@ class Rollouts:
             [g.prompt for g in generations],
             [g.row for g in generations],
             [g.text for g in generations],
+            [g.leak for g in generations],
             mask_BR.to(device),
             logprobs_BR.to(device),
             logprobs_BR if reference_BR is None else reference_BR,
@@ -71,10 +74,11 @@ class Rollouts:
     @property
     def completions(self) -> list[Completion]:
         """The responses as plain text, for evaluation."""
-        columns = (tensor.tolist() for tensor in (self.finished_B, self.mask_BR.sum(1), self.cut_B))
+        tensors = (tensor.tolist() for tensor in (self.finished_B, self.mask_BR.sum(1), self.cut_B))
+        columns = zip(self.prompts, self.texts, self.leaks, *tensors, strict=True)
         return [
-            Completion(prompt, text, "stop" if ended else "length", length, cut)
-            for prompt, text, ended, length, cut in zip(self.prompts, self.texts, *columns, strict=True)
+            Completion(prompt, text, "stop" if ended else "length", length, cut, leak)
+            for prompt, text, leak, ended, length, cut in columns
         ]
 
     def take(self, index: Sequence[int]) -> Rollouts:
@@ -84,6 +88,7 @@ class Rollouts:
             [self.prompts[n] for n in i],
             [self.rows[n] for n in i],
             [self.texts[n] for n in i],
+            [self.leaks[n] for n in i],
             self.mask_BR[i],
             self.logprobs_BR[i],
             self.reference_BR[i],
@@ -113,6 +118,7 @@ def joined(parts: Sequence[Rollouts]) -> Rollouts:
         [prompt for part in parts for prompt in part.prompts],
         [row for part in parts for row in part.rows],
         [text for part in parts for text in part.texts],
+        [leak for part in parts for leak in part.leaks],
         wide(part.mask_BR for part in parts),
         wide(part.logprobs_BR for part in parts),
         wide(part.reference_BR for part in parts),

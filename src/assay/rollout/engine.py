@@ -316,7 +316,8 @@ class Engine:
         if params.stop and sample.finish == "stop":
             text = self._stops(params.stop).before(sample.ids)
         return Generation(
-            prompt, sample.prompt_ids, sample.ids, sample.logprobs, text.strip(), sample.finish, sample.cut
+            *(prompt, sample.prompt_ids, sample.ids, sample.logprobs, text.strip(), sample.finish, sample.cut),
+            leak=self.renderer.leak(sample.ids, params.stop),
         )
 
 

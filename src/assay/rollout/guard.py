@@ -60,7 +60,7 @@ def metrics(flags: Sequence[Flags]) -> dict[str, float]:
 
 def inspect(completion: Completion) -> Flags:
     """What is broken in a completion."""
-    return check(completion.prompt, completion.response, finish=completion.finish)
+    return check(completion.prompt, completion.response, finish=completion.finish, leak=completion.leak)
 
 
 def guarded(

@@ -34,6 +34,8 @@ class Generation:
     finish: FinishReason
     cut: bool = False
     """Whether the prompt was too long for `prompt_ids` to hold all of it."""
+    leak: str = ""
+    """A special token before the end, which `text` does not show."""
 
     @property
     def row(self) -> Row:
@@ -48,7 +50,7 @@ class Generation:
     @property
     def completion(self) -> Completion:
         """The response as plain text, for evaluation."""
-        return Completion(self.prompt, self.text, self.finish, len(self.ids), self.cut)
+        return Completion(self.prompt, self.text, self.finish, len(self.ids), self.cut, self.leak)
 
 
 class Sampler(Protocol):

@@ -156,6 +156,20 @@ def test_a_format_is_recognised_from_its_columns_and_read(name: str, row: dict[s
     assert read_row(format, row, "desk") == items
 
 
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"prompt": "Why?", "chosen": None, "rejected": BAD}, "trl-pairs"),
+        ({"chosen": None, "rejected": f"{HH} {BAD}"}, "hh"),
+        ({"prompt": "Why?", "completion": GOOD, "chosen": None, "rejected": None}, "trl-completion"),
+        ({"prompt": "Why?", "chosen": None, "rejected": None}, "prompts"),
+        ({"prompt": "Why?", "responses": None}, "prompts"),
+    ],
+)
+def test_columns_that_hold_nothing_belong_to_the_format_that_the_others_are_in(row: dict[str, Any], name: str) -> None:
+    assert recognise([row], "here").name == name
+
+
 def test_every_format_has_an_example_here_or_is_never_recognised() -> None:
     assert {format.name for format in FORMATS} - {name for name, _, _ in EXAMPLES} == {"text-prompts"}
 

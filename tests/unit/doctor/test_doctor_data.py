@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -219,6 +220,14 @@ def test_a_model_is_asked_about_both_sides() -> None:
     assert judged.margins.tolist() == [len(pair.chosen) - len(pair.rejected) for pair in held_out]
     with pytest.raises(Missing):
         _ = judged.right
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_scores_that_are_not_finite_say_nothing_about_labels(odd: float) -> None:
+    judged = scored([odd] + [-1.0] * 99, train=plain(40))
+    for ask in (labels.against_people, labels.no_better_than_a_trick, labels.surest_contradicted):
+        with pytest.raises(Missing, match=r"1 of 100 pairs have scores that are not finite"):
+            list(ask(judged))
 
 
 @pytest.mark.parametrize(("noise", "found"), [(0.05, False), (0.25, True)])

@@ -54,11 +54,15 @@ def empty_the_log(run: Path) -> None:
     (run.parent / "artifacts" / "sft-1" / "metrics.jsonl").write_text("\n\n")
 
 
+def write_no_line(run: Path) -> None:
+    (run.parent / "artifacts" / "sft-1" / "metrics.jsonl").write_text("")
+
+
 def begin_nothing(run: Path) -> None:
     (run / "summary.json").write_text('{"stages": {}, "unfinished": {}}')
 
 
-@pytest.mark.parametrize("harm", [lose_the_artifact, cut_the_summary, empty_the_log, begin_nothing])
+@pytest.mark.parametrize("harm", [lose_the_artifact, cut_the_summary, empty_the_log, write_no_line, begin_nothing])
 def test_what_was_not_read_speaks_neither_for_a_run_nor_against_it(run: Path, harm: Callable[[Path], None]) -> None:
     harm(run)
     given = examination(run)
@@ -99,19 +103,53 @@ def test_a_stop_that_the_log_shows_is_told_once(run: Path) -> None:
     assert "monitor" not in found.evidence
 
 
+HEADS = {
+    "SFTTrainer": "loss",
+    "DPOTrainer": "loss,rewards/margins,rewards/accuracies",
+    "RewardTrainer": "loss,mean_reward,accuracy",
+    "PPOTrainer": "objective/kl,objective/scores",
+}
+
+
+@pytest.mark.parametrize("trainer", HEADS)
+@pytest.mark.parametrize("count", [1, 9, 40])
+def test_a_log_of_a_few_lines_leaves_no_verdict_and_whose_it_is_taken_for_is_told(
+    tmp_path: Path, trainer: str, count: int
+) -> None:
+    row = ",0.5" * len(HEADS[trainer].split(","))
+    table = "".join(f"{step}{row}\n" for step in range(1, count + 1))
+    (path := tmp_path / "log.csv").write_text(f"step,{HEADS[trainer]}\n{table}")
+    given = examination(path)
+    assert f"log.csv: taken as a log of TRL's {trainer}, by the names of its metrics" in given.notes
+    if count == 40:
+        assert given.unread == []
+    else:
+        assert given.unread == [f"log.csv has {count} lines to read, and a verdict takes 10"]
+        assert given.verdict in ("unchecked", "red")
+
+
+def test_numbers_of_which_only_nan_can_be_looked_for_are_not_green(run: Path) -> None:
+    for name in ("sft-1", ".sft-2.partial"):
+        (run.parent / "artifacts" / name / "metrics.jsonl").write_text('{"step": 1, "time": 1, "train/charm": 1}\n')
+    given = examination(run)
+    assert {mode.name for mode, _ in given.diagnosis.checked} == {"not-finite"}
+    assert (given.verdict, given.unread) == ("unchecked", [])
+
+
 @pytest.mark.parametrize(
     ("text", "modes"),
     [
-        ("lr: 1e-5\nlabels: {0: a, 1: b}\n", ["number-as-text"]),  # keys that no recipe has
+        ("learning_rate: 5e-7\nmodel: gpt2\nseed: 1\nlabels: {0: a}\n", ["number-as-text"]),  # keys of recipes, too
         ("lr: 1.0e-5\n", []),
         ("", None),
-        ("seed: 1e-5\n", None),
+        ("data: here\nlr: 1e-5\n", None),
+        ("stages: []\nlr: 1e-5\n", None),
         ("a: [1,\n", None),
         ("a: &a [*a]\n", None),
         ("- lr: 1e-5\n", None),
     ],
 )
-def test_a_map_without_a_key_of_ours_is_another_trainers(tmp_path: Path, text: str, modes: list[str] | None) -> None:
+def test_a_map_without_stages_and_data_is_another_trainers(tmp_path: Path, text: str, modes: list[str] | None) -> None:
     (path := tmp_path / "train.yaml").write_text(text)
-    given = of_settings(path, ["seed"])
+    given = of_settings(path)
     assert (None if given is None else [found.mode.name for found in given.diagnosis.findings]) == modes

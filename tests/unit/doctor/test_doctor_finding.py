@@ -112,6 +112,8 @@ def test_what_is_missing_is_unchecked_and_the_rest_is_checked() -> None:
     assert names(list(given.findings)) == ["rust"]
     assert given.unchecked == tuple(Unchecked(m, "here", "the log has no objective/kl") for m in (FIRE, SMOKE))
     assert log.series["objective/kl"].not_finite == (1,)
+    smokes = Detector((SMOKE,), (), Log, lambda log: ())  # by another sign, which is there
+    assert [one.mode for one in examine([log], [*detectors, smokes]).unchecked] == [FIRE]
     assert examine([Log("reward", "there")], detectors[:1]) == Diagnosis()
 
 

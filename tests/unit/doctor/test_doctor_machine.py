@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import yaml
 
 from assay.doctor import machine as doctor
 from assay.doctor.detector import Missing
@@ -20,7 +21,7 @@ def test_text_that_a_schema_refuses_for_a_number_is_named_with_its_key() -> None
     settings = Settings.of(read_yaml(text, "recipe.yaml"), RewardConfig)
     assert settings.texts == {"epochs": "two", "optim.learning_rate": "5%"}
     (finding,) = doctor.text_for_a_number(settings)
-    assert (finding.where, finding.change) == ("recipe.yaml", {})
+    assert (finding.where, finding.change) == ("recipe.yaml", {"optim.learning_rate": 0.05})
 
 
 def test_numbers_however_they_are_written_and_faults_of_another_kind_are_no_text() -> None:
@@ -28,10 +29,32 @@ def test_numbers_however_they_are_written_and_faults_of_another_kind_are_no_text
         assert list(doctor.text_for_a_number(Settings.of(read_yaml(text, "r"), RewardConfig))) == []
 
 
-def test_without_a_schema_only_what_yaml_is_known_to_misread_is_named() -> None:
-    values = {"train": {"lr": "1e-5", "name": "3", "beta": "0.1", "stages": ["2E6", "e5"]}}
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        *(("1e-5", 1e-5), ("2E6", 2e6), ("1.0e5", 1e5), ("5,0e-7", 5e-7), (" +3e2 ", 300.0)),
+        *(("10%", 0.1), ("2,5 %", 0.025), ("'0.1'", 0.1), ("'.05'", 0.05), ("0,05", 0.05)),
+    ],
+)
+def test_without_a_schema_a_number_that_yaml_reads_as_text_is_named_and_written_plainly(
+    written: str, meant: float
+) -> None:
+    values = yaml.safe_load(f"train: {{rates: [1.0e-5, 7]}}\nlr: {written}")
     (finding,) = doctor.text_for_a_number(Settings.foreign("train.yaml", values))
-    assert finding.change == {"train.lr": 1e-5, "train.stages[0]": 2e6}
+    assert finding.change == {"lr": pytest.approx(meant)}
+
+
+@pytest.mark.parametrize("written", ["1,000", "0,001", "12,000,000.5"])
+def test_a_comma_that_may_part_thousands_or_decimals_is_named_and_not_guessed_at(written: str) -> None:
+    (finding,) = doctor.text_for_a_number(Settings.foreign("train.yaml", {"steps": written}))
+    assert finding.change == {}
+    assert written in finding.evidence
+
+
+def test_texts_that_hold_numbers_and_are_none_are_left_alone() -> None:
+    texts = ["3", "e5", "0,1", "0,1,2", "127.0.0.1", "1.2.3", "2024-01-01", "8x22B", "100%|###", "0.9,0.999"]
+    values = {"names": texts, "version": "0.1", "model_revision": "1.0"}
+    assert list(doctor.text_for_a_number(Settings.foreign("train.yaml", values))) == []
 
 
 @pytest.mark.parametrize(("ratio", "found"), [(0.5, False), (3.0, False), (60.0, True)])

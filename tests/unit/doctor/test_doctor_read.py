@@ -70,10 +70,36 @@ def test_an_unfinished_stage_is_read_from_its_own_folder_with_its_settings(tmp_p
 
 def test_a_summary_of_odd_entries_is_read_as_far_as_it_can_be(tmp_path: Path) -> None:
     run = a_run(tmp_path)
-    (run / "summary.json").write_text(json.dumps({"stages": {"sft": 3, "ppo": {"kind": "ppo", "metrics": [1]}}}))
+    stages = {"sft": 3, "judge": {"kind": "reward"}, "ppo": {"kind": "ppo", "artifact": "ppo-2", "metrics": [1]}}
+    (run / "summary.json").write_text(json.dumps({"stages": stages, "unfinished": [1]}))
     found = read(run)
-    assert [(log.where, dict(log.final)) for log in found.logs if log.kind == "ppo"] == [("ppo", {})]
-    assert "mine-1/summary.json says nothing of sft that could be read" in found.unread
+    (log,) = found.logs
+    assert (log.where, dict(log.final), log["objective/kl"].values.tolist()) == ("ppo", {}, [1.5])
+    assert found.unread == [
+        "mine-1/summary.json says nothing of sft that could be read",
+        "mine-1/summary.json says nothing of judge that could be read",
+        "mine-1/summary.json does not say what ppo came to",
+        "mine-1/summary.json: unfinished is no object with an entry for each stage",
+    ]
+
+
+def test_without_a_summary_the_manifests_of_what_was_planned_tell_the_stages(tmp_path: Path) -> None:
+    run, artifacts = a_run(tmp_path), tmp_path / "artifacts"
+    manifest = {"stage": "aligned", "kind": "ppo", "metrics": {"kl": 3.0}, "config": {"kl_coef": 0.05}}
+    manifest["inputs"] = {"base": "sft-1", "policies": "sft-1,reward-3", "model": "model:0"}
+    (artifacts / "ppo-2" / "manifest.json").write_text(json.dumps(manifest))
+    (run / "before.json").write_text(json.dumps({"artifacts": ["reward-3", "ppo-2", "evaluate-4"]}))
+    (run / "summary.json").write_text('{"stages": {"al')
+    found = read(run)
+    aligned, judge = found.logs
+    assert (aligned.where, aligned.kind, aligned.number("kl"), aligned.setting("kl_coef")) == (
+        *("aligned", "ppo", 3.0),
+        0.05,
+    )
+    assert (judge.where, judge.kind, judge["train/loss"].values.tolist()) == ("reward-3", "reward", [0.7, 0.6])
+    assert found.graph == {"aligned": ["reward-3"]}
+    assert [line.partition(":")[0] for line in found.unread] == ["mine-1/summary.json is not readable"]
+    assert "mine-1: its stages are told by the manifests of their artifacts" in found.notes
 
 
 def test_damaged_files_cost_what_they_hold_and_nothing_else(tmp_path: Path) -> None:
@@ -163,10 +189,13 @@ def test_the_latest_checkpoint_of_a_trainer_is_read(tmp_path: Path) -> None:
 
 def test_a_table_may_have_columns_that_nobody_knows(tmp_path: Path) -> None:
     table = tmp_path / "metrics.csv"
-    table.write_text("loss,charm,colour\n0.5,1,red\n0.4,2,blue\n")
+    table.write_text("step,loss,charm,colour,mine/own,rewards/f/mean\n1,0.5,1,red,3,4\n2,0.4,2,blue,3,4\n")
     found = read(table)
     assert found.logs[0]["train/loss"].steps.tolist() == [1, 2]
-    assert found.notes[1:] == ["metrics.csv: nothing is known of charm"]  # a column of words holds no number
+    assert found.notes == [
+        "metrics.csv: no cell holds a number under colour",
+        "metrics.csv: nothing is known of charm, mine/own",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -174,6 +203,7 @@ def test_a_table_may_have_columns_that_nobody_knows(tmp_path: Path) -> None:
     [
         ("notes.txt", "hello", "no run"),
         ("x.csv", "a,b\n1,2\n", "none of the metrics"),
+        ("x.csv", 'step,loss\n"one",0.5\n', "none of the metrics.*; x.csv: 1 of 1 lines are left out, for their step"),
     ],
 )
 def test_what_is_no_log_is_refused_with_the_way_out(tmp_path: Path, name: str, text: str, said: str) -> None:

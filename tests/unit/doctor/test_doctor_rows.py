@@ -28,7 +28,13 @@ def test_cells_that_are_empty_or_words_are_gaps(tmp_path: Path) -> None:
     assert column(rows, "kl") == [(1, -0.5), (3, 0.5)]
     assert column(rows, "lr") == [(1, 1e-5), (3, 1e-5)]
     assert column(rows, "colour") == []
-    assert notes == []
+    assert notes == ["metrics.csv: no cell holds a number under colour"]
+
+
+def test_of_columns_of_one_name_the_last_is_read(tmp_path: Path) -> None:
+    rows, notes = table(tmp_path, "step,loss,loss\n1,0.5,0.7\n")
+    assert column(rows, "loss") == [(1, 0.7)]
+    assert notes == ["metrics.csv: of several columns named loss the last one is read"]
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,8 @@ def test_what_is_on_a_hub_is_not_fetched_but_said(place: Workplace) -> None:
         "owner/never-fetched",
         "owner/never-fetched-data",
     }
+    assert given.unread == ["neither data nor models are here: only the settings were looked at"]
+    assert given.verdict == "unchecked"
 
 
 # `assay run` does the same.

@@ -70,6 +70,59 @@ def test_a_healthy_run_shows_nothing_when_its_models_are_asked(healthy: Path) ->
     } <= asked
 
 
+def test_nothing_is_both_not_found_and_not_checked_and_what_a_stage_cannot_have_is_neither(healthy: Path) -> None:
+    facts = finished.of_run(healthy, lambda line: None, seconds=math.inf).facts()
+    known, unknown = ({(one["mode"], one["where"]) for one in facts[part]} for part in ("not_found", "unchecked"))
+    assert known & unknown == set()
+    assert {("kl-before-training", "sft"), ("wrong-reference", "sft"), ("frozen-adapter-blocks", "reward")} & (
+        known | unknown
+    ) == set()
+    assert ("not-finite", "data") not in known | unknown
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def in_summary(run: Path, stage: str, entry: Callable[[dict[str, Any]], Any]) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    summary["stages"][stage] = entry(summary["stages"][stage])
+    (run / "summary.json").write_text(json.dumps(summary))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "weights cut": lambda run: cut(artifact(run, "reward") / "model.safetensors"),
+    "config cut": lambda run: cut(artifact(run, "reward") / "config.json"),
+    "config gone": lambda run: (artifact(run, "reward") / "config.json").unlink(),
+    "tokenizer cut": lambda run: cut(artifact(run, "sft") / "tokenizer.json"),
+    "data cut": lambda run: cut(artifact(run, "data") / "preferences.train.jsonl"),
+    "index cut": lambda run: cut(artifact(run, "data") / "index.npz"),
+    "recipe gone": lambda run: (run / "recipe.yaml").unlink(),
+    "recipe cut": lambda run: cut(run / "recipe.yaml"),
+    "log empty": lambda run: (artifact(run, "ppo") / "metrics.jsonl").write_text(""),
+    "entry empty": lambda run: in_summary(run, "sft", lambda entry: {}),
+    "entry odd": lambda run: in_summary(run, "sft", lambda entry: 3),
+    "no artifact": lambda run: in_summary(run, "reward", lambda entry: {"kind": "reward", "metrics": {}}),
+    "no metrics": lambda run: in_summary(run, "reward", lambda entry: {**entry, "metrics": None}),
+}
+TOLD = {"log empty", "entry empty", "entry odd", "no artifact", "no metrics"}
+"""By the logs' reader: the models that are known are still asked."""
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_half_of_a_run_that_cannot_be_read_leaves_no_verdict_and_the_rest_is_looked_at(
+    again: Path, damage: str
+) -> None:
+    DAMAGE[damage](again)
+    given = finished.of_run(again, lambda line: None, seconds=math.inf)
+    assert given.verdict == "unchecked"
+    assert given.unread
+    assert ("not-finite", "ppo") in {(mode.name, where) for mode, where in given.diagnosis.checked}
+    if damage not in TOLD:
+        reasons = {one.why for one in given.diagnosis.unchecked}
+        assert any(line.endswith(why) for line in given.unread for why in reasons)
+
+
 def head_drawn_anew(folder: Path) -> None:
     torch.manual_seed(0)
     weights(folder, "reward", lambda tensors: tensors["score.weight"].normal_(0, 1))

@@ -13,8 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from assay.data.render import Renderer
 from assay.errors import ConfigError
-from assay.rollout import guard
+from assay.models.load import load_tokenizer
+from assay.models.locate import locate
+from assay.rollout import collect, guard
 from assay.rollout.broken import Reason, check, cycle
 from assay.rollout.config import SAFE, GuardConfig, SamplingParams
 from assay.rollout.sampler import Generation
@@ -184,10 +187,41 @@ def test_a_flag_says_where() -> None:
     assert loop.says == "'and in a bag' 10 times in a row, from word 5 of 46"
 
 
-def test_a_special_token_is_a_leak_anywhere_but_at_the_end() -> None:
-    assert check(ASKED, "In a box.", ids=[5, 6, 7, 2], special_ids={2}) == ()
-    (leak,) = check(ASKED, "In a box.", ids=[5, 2, 7, 2], special_ids={2})
-    assert (leak.reason, leak.says) == ("leak", "special token 2 as token 2 of 4")
+def answered(said: str, stop: tuple[str, ...] = ()) -> Generation:
+    """What the engine makes of a text that the embedded model has drawn, token by token."""
+    tokenizer = load_tokenizer(locate("embedded"))
+    renderer = Renderer(tokenizer, max_length=64)
+    ids = tokenizer(said, add_special_tokens=False).input_ids
+    text, leak = renderer.text(ids), renderer.leak(ids, stop)
+    return Generation(ASKED, [1], ids, [0.0] * len(ids), text, "stop", leak=leak)
+
+
+END = "<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("said", "stop", "leak"),
+    [
+        (f"In a box.{END}", (), ""),
+        ("In a box.", (), ""),
+        (f"In a box. <|user|> And now?{END}", (), "<|user|>"),
+        (f"<|assistant|>In a box.{END}", (), "<|assistant|>"),
+        (f"In a box.{END}<|user|>", (), ""),  # nobody reads what comes after the end
+        ("In a box. <|user|> And", ("<|user|> And",), ""),  # nor a string that was asked to end it
+    ],
+)
+def test_a_special_token_is_a_leak_anywhere_but_at_the_end(said: str, stop: tuple[str, ...], leak: str) -> None:
+    generation = answered(said, stop)
+    assert generation.leak == leak
+    rollouts = collect.Rollouts.of([generation], [0.0])
+    for completion in (generation.completion, *rollouts.completions, *collect.joined([rollouts]).take([0]).completions):
+        flags = guard.inspect(completion)
+        assert [flag.reason for flag in flags] == ["leak"] * bool(leak)
+        assert all(leak in flag.says for flag in flags)
+
+
+def test_a_special_token_that_the_prompt_is_about_is_no_leak() -> None:
+    assert check(Prompt.ask("What does <|user|> stand for?"), "It begins a turn.", leak="<|user|>") == ()
 
 
 def test_an_earlier_answer_of_the_dialogue_is_an_echo() -> None:

@@ -271,7 +271,9 @@ def test_groups_without_a_signal_make_room_for_new_prompts() -> None:
             ended = torch.ones(len(prompts), dtype=torch.bool)
             rows = [Row([0] * (1 + len(asked)), 1) for _ in prompts]
             texts = [prompt.text for prompt in prompts]
-            return Rollouts(prompts, rows, texts, wide > 0, wide, wide, scores, ended, ~ended, ~ended)
+            return Rollouts(
+                prompts, rows, texts, [""] * len(texts), wide > 0, wide, wide, scores, ended, ~ended, ~ended
+            )
 
         def scores(self, rollouts: Rollouts) -> torch.Tensor:
             return rollouts.scores_B

@@ -213,7 +213,7 @@ def test_a_cause_is_shown_with_evidence_reason_cure_sureness_consequences_and_pa
         "Seen KL 40.1 (99 %: 38.2 to 42, last 8 steps) nats an answer, with a target of 6. "
         "Why The reward pulls harder than the penalty holds. "
         "Cure Raise kl_coef . kl_coef=0.1 stop=set "
-        "And so Answers repeat themselves (ppo) Share of repeated 4-grams 0.4. docs/doctor/repetition.md "
+        "And so Answers repeat themselves (ppo, red ) Share of repeated 4-grams 0.4. docs/doctor/repetition.md "
         "How sure Likely: several signs say so, or one that chance makes in fewer than 1 of 1,000 runs. "
         "More docs/doctor/kl-blow-up.md"
     )

@@ -13,10 +13,11 @@ Level = Literal["good", "warn", "bad", "info"]
 
 @dataclass(frozen=True, slots=True)
 class Consequence:
-    """What was found because of something graver."""
+    """What was found because of something else, and may be graver than that."""
 
     title: str
     where: str
+    severity: str
     evidence: str
     page: str
 

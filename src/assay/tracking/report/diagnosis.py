@@ -63,7 +63,13 @@ def _causes(findings: Sequence[Facts]) -> Sequence[Cause]:
     causes = []
     for finding in findings:
         also = [
-            Consequence(so["title"], so["where"], "" if _id(so) in told else _sentence(so["evidence"]), so["page"])
+            Consequence(
+                so["title"],
+                so["where"],
+                so["severity"],
+                evidence="" if _id(so) in told else _sentence(so["evidence"]),
+                page=so["page"],
+            )
             for so in finding["consequences"]
         ]
         told.update(map(_id, finding["consequences"]))

@@ -99,6 +99,8 @@ def negative_kl(log: Log) -> Iterator[Finding]:
 @detects(KL_BEFORE_TRAINING, kinds=SAMPLING)
 def kl_before_training(log: Log) -> Iterator[Finding]:
     kl = log["objective/kl"]
+    if not log.counted:
+        raise Missing("no column counts the trainer's steps, and the first line may come after some")
     if kl.steps[0] > 1:
         raise Missing(f"the log begins at step {kl.steps[0]}")
     tokens, per_token = length(log), first_kl(log)

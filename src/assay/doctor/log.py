@@ -68,6 +68,8 @@ class Log:
     config: Mapping[str, Any] = field(default_factory=dict)
     stopped: Mapping[str, Any] = field(default_factory=dict)
     """The finding, as plain data, for which its monitor stopped the stage, which has not gone on since."""
+    counted: bool = True
+    """Its steps are the trainer's own; else lines are numbered, and the first may come after many updates."""
     foreign: bool = False
     """Written by another trainer: what only we log is then missing, and keys of the cure are not ours."""
 

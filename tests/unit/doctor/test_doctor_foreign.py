@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import random
@@ -258,6 +259,32 @@ def test_a_table_may_have_the_names_of_an_export() -> None:
     rows = [(i, {f"train/{name}": value for name, value in grpo(i).items()}) for i in range(1, 20)]
     log = log_of("wandb.csv", [(i, row | {"eval/loss": 1.0}) for i, row in rows], notes := [])
     assert (log.kind, log["objective/groups_without_signal"].last, notes) == ("group", 0.1, [])
+
+
+@pytest.mark.parametrize("column", ["train/global_step", "Step", "epoch"])
+def test_the_first_line_of_a_table_is_the_start_only_where_the_trainers_steps_say_so(
+    tmp_path: Path, column: str
+) -> None:
+    """Logged every tenth step: what W&B counts as its first line, and an epoch of 0.02, come after ten updates."""
+    rows = history("grpo", {"kl": lambda i: 0.02 + 0.002 * i})
+    number = {"train/global_step": 10, "Step": 1, "epoch": 1 / LINES}[column]
+    lines = [{column: number * i, **{f"train/{k}": v for k, v in row.items()}} for i, row in enumerate(rows, start=1)]
+    for line in lines:
+        del line["train/step"]
+    with (path := tmp_path / "metrics.csv").open("w", newline="") as file:
+        (writer := csv.DictWriter(file, list(lines[0]))).writeheader()
+        writer.writerows(lines)
+    given = examination(path)
+    assert (given.verdict, len(given.notes)) == ("green", int(column == "epoch"))
+    assert "kl-before-training" in {one.mode.name for one in given.diagnosis.unchecked}
+
+
+def test_columns_of_which_nothing_is_known_are_named_and_those_that_only_trl_needs_are_not() -> None:
+    more = {"gpu/util": 0.9, "my metric": 1.0, "completions/min_length": 3.0, "eval/loss": 0.5, "eval/mine": 1.0}
+    log_of("x.csv", [(1, {**grpo(1), **more})], notes := [])
+    assert notes == ["x.csv: nothing is known of eval/mine, gpu/util, my metric"]
+    log_of("x.csv", [(1, grpo(1) | {f"mine{i}": 1.0 for i in range(9)})], notes := [])
+    assert notes == ["x.csv: nothing is known of " + ", ".join(f"mine{i}" for i in range(8)) + " and 1 more"]
 
 
 def test_what_is_not_there_is_told_in_the_trainers_names(tmp_path: Path) -> None:

@@ -166,7 +166,10 @@ def test_a_table_may_have_columns_that_nobody_knows(tmp_path: Path) -> None:
     table.write_text("loss,charm,colour\n0.5,1,red\n0.4,2,blue\n")
     found = read(table)
     assert found.logs[0]["train/loss"].steps.tolist() == [1, 2]
-    assert found.notes[1:] == ["metrics.csv: nothing is known of charm"]  # a column of words holds no number
+    assert found.notes[1:] == [
+        "metrics.csv: cells that are no numbers are left out: colour (2, such as 'red')",
+        "metrics.csv: nothing is known of charm",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def of_table(path: Path, notes: list[str]) -> Rows:
 
 
 def _metrics(path: Path, header: Sequence[str]) -> dict[str, str]:
-    """Column → metric. Charts of Weights & Biases have "run7 - train/loss" for train/loss, and its extremes beside it."""
+    """Column → metric. Charts of Weights & Biases have "run7 - train/loss" for train/loss, and its extremes besides."""
     runs = sorted({column.rpartition(" - ")[0] for column in header} - {""})
     if len(runs) > 1:
         raise UsageError(f"{path} holds metrics of {len(runs)} runs: {', '.join(runs)}", hint="keep the columns of one")

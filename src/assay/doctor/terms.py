@@ -78,8 +78,8 @@ CURES: Mapping[str, Mapping[str, str]] = {
         "require gradients and that `learning_rate` is above 0.",
         "loss-blow-up": "Lower `learning_rate` to a third, keep `max_grad_norm` at 1 and some `warmup_steps`, and look "
         "at the rows of the step where it began.",
-        "saturated-early": "Look at what length alone and single words can tell (`assay data`), and take pairs whose "
-        "answers come from the same model.",
+        "chosen-falls": "Lower `learning_rate` tenfold, raise `beta`, or keep the chosen answers likely with "
+        "`loss_type: [sigmoid, sft]`; and read some samples.",
     },
     "reward": {
         "reward-at-chance": "Start from the SFT model, let the head train (`modules_to_save: [score]` with an "

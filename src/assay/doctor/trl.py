@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.doctor.data import SWAPPED_LABELS
 from assay.doctor.detector import Missing, detects
-from assay.doctor.direct import EARLY, EASY, SATURATED
+from assay.doctor.direct import CHOSEN_FALLS, EARLY, EASY, SATURATED
 from assay.doctor.finding import Finding, Sureness
 from assay.doctor.foreign import Foreign
 from assay.doctor.kl import (
@@ -36,6 +37,7 @@ from assay.doctor.reward import (
     REWARD_AT_CHANCE,
     SCORE_DRIFT,
     VISIBLE,
+    too_long,
 )
 from assay.doctor.updates import CLIPPED, NOTHING_MOVES, RATIO_SPIKES, ROUNDING
 from assay.doctor.window import LATE, bounds, late, rose, text, together
@@ -45,6 +47,8 @@ NEAR_CHANCE = 0.55
 FEWEST_LINES = 40
 """Lines of a log whose every pair was right: of one pair each, the least that a line can be of, an accuracy of 90 %
 would give that once in 68 times."""
+GONE = 10.0
+"""Nats that an answer has become less likely by: it is drawn e^10 times less often, and is as good as gone."""
 RATES = {"ppo": "policy/learning_rate", "group": "policy/learning_rate", "sft": "train/learning_rate"}
 
 
@@ -188,7 +192,42 @@ def at_chance(log: Foreign) -> Iterator[Finding]:
             log.where,
             f"accuracy {accuracy.mean():.1%} in the second half of training (99 %: {low:.1%} to {high:.1%}), "
             f"loss {loss.mean():.3f} (a guess: 0.693)",
+            **too_long(log),
         )
+
+
+@detects(SWAPPED_LABELS, kinds=("reward",))
+def backwards(log: Foreign) -> Iterator[Finding]:
+    """The pairs of training are told apart, and held-out pairs are told apart the wrong way round.
+
+    Ties and outliers, which make an accuracy of 30 % of one of 60 %, would show in training as well.
+    """
+    held, high = log["eval/accuracy"], log["eval/accuracy_high"]
+    trained = second_half(log["train/accuracy"].values)
+    if high.last < HALF < bounds(trained)[0]:
+        yield Finding(
+            SWAPPED_LABELS,
+            log.where,
+            f"held-out accuracy {held.last:.1%} (at most {high.last:.1%}) in the last of {len(held)} evaluations, "
+            f"{held.first:.1%} in the first; accuracy {trained.mean():.1%} in the second half of training",
+            cause="It learns what it is shown, and held-out pairs say the opposite: of one of the two files, or of a "
+            "part of it, the columns chosen and rejected are the wrong way round.",
+            cure="Read ten pairs of each file, and swap the columns of the one that is wrong; then train again.",
+            brings=("overfitting",),
+        )
+
+
+@detects(CHOSEN_FALLS, kinds=("preference",))
+def both_fall(log: Foreign) -> Iterator[Finding]:
+    """Chosen and rejected answers alike have become many times as surprising; what is sampled nobody has logged."""
+    sides = together(log, "train/chosen_logprob", "train/rejected_logprob")
+    ends = [bounds(late(side))[1] for side in sides]
+    if all(end < min(SURPRISE * side.first, side.first - GONE) for side, end in zip(sides, ends, strict=True)):
+        seen = "; ".join(
+            f"{name} answers {side.first:.3g} → {late(side).mean():.3g} nats"
+            for name, side in zip(("chosen", "rejected"), sides, strict=True)
+        )
+        yield Finding(CHOSEN_FALLS, log.where, f"log-probability of the {seen}", "amber")
 
 
 @detects(AGAINST_MARGIN, kinds=("reward",))

@@ -208,6 +208,50 @@ def with_evaluations(accuracies: list[float], **more: float) -> list[Row]:
     ]
 
 
+def test_held_out_pairs_that_are_told_apart_the_wrong_way_round_have_their_labels_swapped(tmp_path: Path) -> None:
+    """The validation loss rises with it, and is no overfitting."""
+    rows = with_evaluations([0.45, 0.40, 0.35, 0.30], **SPEED)
+    for row in rows[-4:]:
+        row["eval_loss"] = 1.2 - row["eval_accuracy"]
+    given = examined(tmp_path, rows).diagnosis
+    (cause,) = given.causes
+    assert (cause.mode.name, [found.mode.name for found in given.consequences_of(cause)]) == (
+        "swapped-labels",
+        ["overfitting"],
+    )
+    assert "held-out accuracy 30.0% (at most 34.2%)" in cause.evidence
+    assert first(examined(tmp_path, with_evaluations([0.45, 0.49], **SPEED))) == "reward-at-chance"
+    unsaid = examined(tmp_path, with_evaluations([0.45, 0.30])).diagnosis.unchecked
+    assert "the log has no eval_accuracy" in {one.why for one in unsaid if one.mode.name == "swapped-labels"}
+
+
+def test_a_dpo_whose_loss_was_thrown_up_and_came_back_is_told(tmp_path: Path) -> None:
+    """As in a real run at a thousand times the learning rate: ten steps above a guess, and both answers gone."""
+    thrown: Change = {
+        "loss": lambda i: 1.2 + 0.5 * noise(i, 1) ** 2 if 1 < i < 16 else 0.69 - 0.003 * i,
+        "logps/chosen": lambda i: -5.0 if i == 1 else -35 + noise(i, 2),
+        "logps/rejected": lambda i: -5.2 if i == 1 else -38 + noise(i, 2),
+    }
+    given = examined(tmp_path, history("dpo", thrown)).diagnosis
+    assert [(found.mode.name, found.severity) for found in given.findings] == [
+        ("loss-blow-up", "red"),
+        ("chosen-falls", "amber"),
+    ]
+    only_rejected: Change = {**thrown, "loss": 0.6, "logps/chosen": -6.0}
+    assert first(examined(tmp_path, history("dpo", only_rejected))) == "nothing"
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_guess_that_costs_more_than_a_guess_has_steps_that_are_too_long(tmp_path: Path, evaluated: bool) -> None:
+    change: Change = {"accuracy": lambda i: 0.5 + noise(i, 0.05), "loss": lambda i: 4 + noise(i, 0.5), "margin": 0.0}
+    rows = history("reward", {**change, "margin": lambda i: noise(i, 3)})
+    if evaluated:
+        rows += [row | {"eval_accuracy": 0.5} for row in with_evaluations([0.5] * 3, **SPEED)[LINES:]]
+    found = examined(tmp_path, rows, train_batch_size=16).diagnosis.causes[0]
+    assert (found.mode.name, found.advice.split(",")[0]) == ("reward-at-chance", "Lower `learning_rate` tenfold")
+    assert "too low" not in found.explanation
+
+
 JUMPING = [0.5, 0.7, 0.5, 0.72, 0.48, 0.7]
 
 

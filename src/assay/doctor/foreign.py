@@ -176,6 +176,9 @@ class Foreign(Log):
             return self.series[name]
         raise Missing(NOT_LOGGED if theirs_of(self.kind, name) is None else f"the log has no {name}")
 
+    def called(self, name: str) -> str:
+        return theirs_of(self.kind, name) or name
+
     def number(self, name: str) -> float:
         raise Missing(NOT_LOGGED)
 

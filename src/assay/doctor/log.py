@@ -90,6 +90,10 @@ class Log:
             raise Missing(f"the log has no {name}")
         return self.series[name]
 
+    def called(self, name: str) -> str:
+        """What whoever reads the log calls a metric."""
+        return name
+
     def number(self, name: str) -> float:
         """A final number; `Missing` where there is none."""
         value = self.final.get(name)

@@ -10,7 +10,7 @@ import numpy as np
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode, Severity
 from assay.doctor.log import Log, Series
-from assay.doctor.sft import GUESS, WORSE
+from assay.doctor.sft import GUESS, WORSE, slower
 from assay.doctor.window import CONFIDENCE
 from assay.statistics import wilson
 
@@ -123,7 +123,7 @@ def at_chance(log: Log) -> Iterator[Finding]:
     elif not learnt:
         if min(high, wilson(right * pairs, pairs, confidence=CONFIDENCE).high or 1.0) > TELLING:
             raise Missing(f"{held}; {trained}: so few cannot tell whether it guesses")
-        yield Finding(REWARD_AT_CHANCE, log.where, seen, **too_long(log))
+        yield Finding(REWARD_AT_CHANCE, log.where, seen, "red", "likely", *too_long(log))
     elif right > high and (high - low) / 2 < NARROW:
         yield Finding(
             REWARD_AT_CHANCE,
@@ -135,15 +135,15 @@ def at_chance(log: Log) -> Iterator[Finding]:
         )
 
 
-def too_long(log: Log) -> dict[str, str]:
+def too_long(log: Log) -> tuple[str, str]:
     """Cause and cure of a guess that has cost more than one: scores that differ by much, as often the wrong way."""
     if log["train/loss"].values.mean() < WORSE * GUESS:
-        return {}
-    return {
-        "cause": "The steps are so long that every one throws the scores about, and no order comes of it: a guess "
-        "whose scores are equal would cost 0.693.",
-        "cure": "Lower `optim.learning_rate` tenfold, and keep `optim.max_grad_norm` at 1 and some `optim.warmup`.",
-    }
+        return "", ""
+    return (
+        "The steps are so long that every one throws the scores about, and no order comes of it: a guess whose scores "
+        "are equal would cost 0.693.",
+        "Lower `optim.learning_rate` tenfold, and keep `optim.max_grad_norm` at 1 and some `optim.warmup`.",
+    )
 
 
 def training_accuracy(log: Log) -> tuple[bool, float, int]:
@@ -291,11 +291,11 @@ def not_finite(log: Log) -> Iterator[Finding]:
     odd = [series for series in log.series.values() if series.not_finite]
     if odd:
         first = min(series.not_finite[0] for series in odd)
-        names = ", ".join(sorted(series.name for series in odd if series.not_finite[0] == first))
+        names = ", ".join(sorted({log.called(series.name) for series in odd if series.not_finite[0] == first}))
         often = max(map(lost, odd))
         seen = f"{names} at step {first}; up to {often:.0%} of a metric's values are not finite"
         fatal = any(series.name.rpartition("/")[2] in VITAL for series in odd)
-        yield Finding(NOT_FINITE, log.where, seen, sureness="certain", fatal=fatal)
+        yield Finding(NOT_FINITE, log.where, seen, sureness="certain", change=slower(log), fatal=fatal)
 
 
 def lost(series: Series) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,10 +57,19 @@ def overfitting(log: Log) -> Iterator[Finding]:
     if rise < margin:
         return
     step, steps = int(held.steps[best]), int(train.steps[-1])
-    epochs = log.config.get("epochs")
-    change = {}
-    if isinstance(epochs, int) and epochs > 1 and not log.foreign:
-        change = {"epochs": min(epochs - 1, max(1, round(epochs * step / steps)))}
+    epochs, what = log.config.get("epochs"), "pairs" if log.kind == "reward" else "demonstrations"
+    fewer = min(epochs - 1, max(1, round(epochs * step / steps))) if isinstance(epochs, int) else 1
+    change: dict[str, Any] = {}
+    if fewer:
+        change = {} if log.foreign or epochs is None else {"epochs": fewer}
+        cause = f"The model has seen the {what} so often that it recites them instead of learning from them."
+        cure = f"Stop where the validation loss was lowest: `epochs: {fewer}`; or give more {what}."
+    else:
+        change = slower(log)
+        cause = (
+            f"In one pass the model has learnt its {what} by heart: they are few, some come again, or steps are long."
+        )
+        cure = f"Lower `optim.learning_rate` to a third, see that no {what} come twice, or give more of them."
     yield Finding(
         OVERFITTING,
         log.where,
@@ -67,7 +77,9 @@ def overfitting(log: Log) -> Iterator[Finding]:
         f"(+{rise:.0%}, 99 %: ± {margin:.1%}; {len(later)} evaluations above the lowest); training loss {recent:.3f}",
         "red" if rise > MUCH else "amber",
         "likely" if rise - margin > RISE else "possible",
-        change=change,
+        cause,
+        cure,
+        change,
     )
 
 

@@ -157,6 +157,8 @@ FAULTS: list[tuple[str, Change, str]] = [
     ("ppo", {"val/num_eos_tokens": lambda i: max(0, 40 - i)}, "never-stops"),
     ("ppo", {"objective/entropy": lambda i: 30 * 0.9**i, "objective/rlhf_reward": 0.3}, "entropy-out-of-bounds"),
     ("ppo", {"policy/clipfrac_avg": 0.6, "policy/approxkl_avg": 2.0}, "ratio-spikes"),
+    ("ppo", {"val/ratio": 15.0}, "ratio-spikes"),
+    ("ppo", {"objective/rlhf_reward": lambda i: 1.0 - 0.02 * i + noise(i, 0.05)}, "reward-falls"),
     ("ppo", {"objective/kl": lambda i: 0.0 if i == 1 else -0.03 * i}, "negative-kl"),
     ("grpo", {"kl": lambda i: 0.0 if i == 1 else 0.001 * 1.155**i}, "kl-blow-up"),
     ("grpo", {"learning_rate": 0.0, "kl": 0.0}, "nothing-moves"),
@@ -164,6 +166,12 @@ FAULTS: list[tuple[str, Change, str]] = [
     ("grpo", {"clip_ratio/region_mean": lambda i: 0.4 + noise(i, 0.02)}, "ratio-spikes"),
     ("grpo", {"completions/clipped_ratio": lambda i: min(1.0, 0.05 + 0.03 * i)}, "never-stops"),
     ("grpo", {"completions/mean_length": lambda i: 120 * 0.9**i}, "empty-answers"),
+    ("grpo", {"reward": lambda i: 0.7 - 0.01 * i + noise(i, 0.02)}, "reward-falls"),
+    (
+        "grpo",
+        {"entropy": lambda i: max(0.05, 1.1 * 0.85**i), "completions/mean_length": 800.0},
+        "entropy-out-of-bounds",
+    ),
     ("grpo", {"sampling/sampling_logp_difference/mean": 0.2}, "sampler-differs"),
     ("grpo", {"frac_reward_zero_std": lambda i: 0.7 + 0.02 * (i % 3)}, "groups-without-signal"),
     ("dpo", {"rewards/accuracies": lambda i: 1.0 if i > 2 else 0.6}, "saturated-early"),
@@ -338,6 +346,48 @@ def test_what_is_not_there_is_told_in_the_trainers_names(tmp_path: Path) -> None
     assert unchecked["entropy-out-of-bounds"] == "the log has no entropy"
     assert unchecked["repetition"] == unchecked["worse-than-before"] == "TRL logs nothing that would show it"
     assert "ratio-spikes" not in unchecked  # asked in another way
+
+
+def test_a_kl_that_cannot_be_negative_is_not_looked_for_a_negative_one(tmp_path: Path) -> None:
+    """GRPO logs k3; what is below 0 all the same is another estimate."""
+    given = examined(tmp_path, history("grpo", {})).diagnosis
+    (why,) = (one.why for one in given.unchecked if one.mode.name == "negative-kl")
+    assert "cannot be negative (k3)" in why
+    below: Change = {"kl": lambda i: 0.0 if i == 1 else -0.0005 * i}
+    assert first(examined(tmp_path, history("grpo", below))) == "negative-kl"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "change", "said", "unsaid"),
+    [
+        ("ppo", {"objective/entropy": lambda i: 30 * 0.9**i, "objective/rlhf_reward": 0.3}, "`kl_coef`", "clip_high"),
+        ("grpo", {"entropy": lambda i: 1.1 + 0.05 * i}, "`entropy_coef: 0`", "`beta`"),
+        ("grpo", {"entropy": lambda i: 1.1 * 0.9**i, "reward": 0.3}, "`epsilon_high: 0.28`", "entropy_coef"),
+        ("ppo", {"objective/kl": 0.0}, "weights of its own", "by hand"),
+        ("ppo", {"objective/kl": 0.0, "policy/approxkl_avg": 0.0}, "by hand", "weights of its own"),
+        ("dpo", {"rewards/margins": 0.0}, "weights of its own", "learning_rate"),
+        ("dpo", {"rewards/margins": 0.0, "learning_rate": 0.0}, "`learning_rate` is above 0", "weights of its own"),
+    ],
+)
+def test_a_cure_is_of_the_branch_that_was_found_and_of_what_the_trainer_has(
+    tmp_path: Path, trainer: str, change: Change, said: str, unsaid: str
+) -> None:
+    advice = examined(tmp_path, history(trainer, change)).diagnosis.causes[0].advice
+    assert said in advice
+    assert unsaid not in advice
+
+
+def test_options_in_the_evidence_and_the_cause_have_the_trainers_names(tmp_path: Path) -> None:
+    change: Change = {"completions/clipped_ratio": lambda i: 0.7 - 0.001 * i}
+    found = examined(tmp_path, history("grpo", change)).diagnosis.causes[0]
+    assert "cut off at max_completion_length" in found.evidence
+    assert "longer than `max_completion_length` allows" in found.explanation
+
+
+def test_a_metric_that_is_read_in_two_units_is_named_once(tmp_path: Path) -> None:
+    lost: Change = {name: lambda i: math.nan if i > 30 else 0.01 * i for name in ("kl", "entropy")}
+    found = examined(tmp_path, history("grpo", lost)).diagnosis.causes[0]
+    assert found.evidence.startswith("entropy, kl at step 31")
 
 
 def test_metrics_in_the_evidence_have_the_trainers_names(tmp_path: Path) -> None:

@@ -219,6 +219,9 @@ def test_what_is_not_finite_is_named_with_its_first_step_in_any_log() -> None:
     finding = found(log({"train/loss": values, "train/grad_norm": [1.0, 1.0, math.nan, 1.0]}, kind="ppo"))["not-finite"]
     assert "train/loss at step 2" in finding.evidence
     assert "50%" in finding.evidence
+    assert finding.change == {}
+    known = found(log({"train/loss": values}, kind="ppo", optim={"learning_rate": 3e-4}))["not-finite"]
+    assert known.change == {"here.optim.learning_rate": 1e-4}
 
 
 @pytest.mark.parametrize(
@@ -240,6 +243,16 @@ def test_overfitting_is_a_validation_loss_that_rises_twice_above_a_low_training_
     assert (finding.severity if finding else None) == severity
     if finding:
         assert finding.change == {"here.epochs": 2}  # lowest at step 20 of 40
+        assert "`epochs: 2`" in finding.advice
+
+
+def test_overfitting_speaks_of_what_the_stage_reads_and_of_the_passes_it_makes() -> None:
+    curves = {"train/loss": [2.0] * 20 + [0.3] * 20, "eval/loss": [1.0, 0.9, 0.95, 1.0]}
+    pairs = found(log(curves, kind="reward", epochs=4))["overfitting"]
+    assert "seen the pairs so often" in pairs.explanation
+    once = found(log(curves, kind="sft", epochs=1, optim={"learning_rate": 3e-4}))["overfitting"]
+    assert "epochs" not in once.advice
+    assert once.change == {"here.optim.learning_rate": 1e-4}
 
 
 def test_what_a_log_does_not_have_is_unchecked() -> None:

@@ -121,11 +121,11 @@ def told(found: Finding, kind: str) -> Finding:
 
 
 def possible(cure: str, kind: str) -> str:
-    """A cure without the sentences about options of ours that this trainer has not."""
+    """A cure without the sentences about options of ours that this trainer has not; whole, if nothing else is said."""
     here = {**SHARED, **OPTIONS[kind]}
     lacks = {name for options in OPTIONS.values() for name in options} - {*here, *here.values()}
     option = rf"`({'|'.join(sorted(lacks))})\b"
-    return " ".join(said for said in re.split(r"(?<=\.) (?=[A-Z])", cure) if not re.search(option, said))
+    return " ".join(said for said in re.split(r"(?<=\.) (?=[A-Z])", cure) if not re.search(option, said)) or cure
 
 
 def measured(text: str, kind: str) -> str:

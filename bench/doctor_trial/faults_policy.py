@@ -305,6 +305,12 @@ def shuffled_groups(folder: Path) -> Sequence[Evidence]:
     return run(folder, "group", shuffled(), iterations=5)
 
 
+def learns_the_opposite(folder: Path) -> Sequence[Evidence]:
+    """Advantages with the wrong sign."""
+    whole = group.token_advantages
+    return run(folder, "group", patch.object(group, "token_advantages", lambda *given, **more: -whole(*given, **more)))
+
+
 FAULTS: tuple[Fault, ...] = (
     Fault("negative-kl", "the sampler never gets the new weights", negative_kl),
     Fault("sampler-differs", "the sampler never gets the new weights, and says with what it drew", stale_sampler),
@@ -323,5 +329,6 @@ FAULTS: tuple[Fault, ...] = (
     Fault("ratio-not-one", "the temperature is left out when the policy is trained", no_temperature),
     Fault("kl-before-training", "the reference is the bare base model", base_as_reference),
     Fault("groups-without-signal", "the reward looks at the question, not at the answer", reads_the_prompt),
+    Fault("reward-falls", "advantages have the wrong sign", learns_the_opposite),
     Fault("broken-groups", "answers are shuffled before they are grouped", shuffled_groups),
 )

@@ -327,6 +327,12 @@ PICTURES: tuple[Picture, ...] = (
         counterparts.group,
     ),
     Picture(
+        "reward-falls",
+        "Advantages with the wrong sign: the reward falls",
+        lines(metric("objective/reward", label="reward")),
+        counterparts.group,
+    ),
+    Picture(
         "groups-without-signal",
         "Groups whose answers all score alike teach nothing",
         lines(metric("objective/groups_without_signal", {"amber": groups.MOST}, label="groups without spread")),

@@ -76,15 +76,20 @@ def stuck(log: Log) -> Iterator[Finding]:
     seen = f"margin {later.mean():+.1e} on average over {len(later)} steps, {loss} (ln 2 = 0.6931)"
     half = second_half(margin)
     if abs(half).max() < NOTHING:
-        moves = all(log[name].values.any() for name in ("train/grad_norm", "train/learning_rate") if name in log)
+        rates = (("gradient", "train/grad_norm"), ("learning rate", "train/learning_rate"))
+        still = " and the ".join(what for what, name in rates if name in log and not log[name].values.any())
         yield Finding(
             STUCK,
             log.where,
             seen + f"; gradient norm {log['train/grad_norm'].last:.2g}" if "train/grad_norm" in log else seen,
             sureness="certain",
-            cause="There is a gradient, and policy and reference move together: they share their weights."
-            if moves
-            else "No weight changes: gradient or learning rate is 0.",
+            cause=f"No weight changes, for the {still} is 0."
+            if still
+            else "There is a gradient, and policy and reference move together: they share their weights.",
+            cure="Check that the optimizer has the policy's parameters, that they require gradients, and that "
+            "`optim.learning_rate` is above 0."
+            if still
+            else "Give the reference weights of its own: a second load, or the backbone without the adapter.",
         )
         return
     error = float(half.std()) / math.sqrt(len(half))

@@ -19,7 +19,7 @@ from typing import Any
 
 from assay.doctor.detector import Missing
 from assay.doctor.log import Log, Series
-from assay.doctor.rows import STEPS, Rows
+from assay.doctor.rows import COUNTED, STEPS, Rows
 from assay.errors import DataError, UsageError
 from assay.statistics import wilson
 from assay.tracking.metrics import MetricsLine
@@ -137,13 +137,20 @@ DERIVED: Mapping[str, Mapping[str, tuple[str | None, Callable[[Row], float]]]] =
 }
 """Ours in another unit, or of several of TRL's in one row → what users know it by, and how to make it."""
 OTHERS = {
-    *("kl", "entropy", "num_tokens", "eps", "step_time", "mean_token_accuracy", "policy_loss", "aux_loss"),
-    *("eval_runtime", "eval_samples_per_second", "total_flos", "train_loss", "train_runtime"),
-    *("train_samples_per_second", "train_steps_per_second", "entropy_coef"),
+    *("kl", "entropy", "num_tokens", "eps", "step_time", "mean_token_accuracy", "policy_loss", "aux_loss", "epoch"),
+    *("runtime", "samples_per_second", "steps_per_second", "total_flos", "train_loss", "train_runtime"),
+    *("train_samples_per_second", "train_steps_per_second", "entropy_coef", "cispo_clip_ratio"),
+    *("nll_loss", "log_odds_ratio", "log_odds_chosen", "_step", "_runtime", "_timestamp"),
 }
-"""Metrics of TRL's without a slash that are parts of others, or that no detector needs."""
-KNOWN = re.compile(r"(?:clip_ratio|completions|logits|logps|loss|objective|policy|profiling|rewards|sampling|val)/")
-"""How such metrics begin that have one; an export's own names, such as system/, are told as unknown."""
+"""Metrics of TRL's, and columns of Weights & Biases, that are parts of others, or that no detector needs."""
+GROUPS = {
+    *("completions", "clip_ratio", "rewards", "logps", "logits", "sampling", "tools", "vespo", "profiling"),
+    *("objective", "policy", "loss", "val", "system"),
+}
+"""What stands before the slash in names of TRL's and of Weights & Biases'."""
+
+SHOWN = 8
+"""Of the unknown metrics: how many are named."""
 
 SIGNS: Sequence[tuple[str, str]] = (
     ("objective/kl", "ppo"),
@@ -169,6 +176,9 @@ class Foreign(Log):
         if name in self:
             return self.series[name]
         raise Missing(NOT_LOGGED if theirs_of(self.kind, name) is None else f"the log has no {name}")
+
+    def called(self, name: str) -> str:
+        return theirs_of(self.kind, name) or name
 
     def number(self, name: str) -> float:
         raise Missing(NOT_LOGGED)
@@ -198,28 +208,33 @@ def log_of(name: str, rows: Rows, notes: list[str], batch_size: int | None = Non
         )
     rows = [(step, {bare(kind, metric): value for metric, value in row.items()}) for step, row in rows]
     lines = [MetricsLine(step, 0.0, ours(kind, {**row, "step": step})) for step, row in rows]
-    own = (metric for _, row in rows for metric in row if not metric.startswith(("eval_", "eval/")))
-    metrics = {metric.removeprefix("train/") for metric in own}
-    if unknown := sorted(metric for metric in metrics - {*NAMES[kind], *OTHERS, *STEPS} if not KNOWN.match(metric)):
-        notes.append(f"{name}: nothing is known of {', '.join(unknown)}")
-    return Foreign.of(kind, name, lines, config=settings(kind, rows, batch_size))
+    metrics = {metric for _, row in rows for metric in row}
+    if unknown := sorted(metric for metric in metrics if not known(kind, metric)):
+        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        notes.append(f"{name}: nothing is known of {', '.join(unknown[:SHOWN])}{more}")
+    counted = bool(seen & {*COUNTED})
+    return Foreign.of(kind, name, lines, config=settings(kind, rows, batch_size), counted=counted)
 
 
 def bare(kind: str, metric: str) -> str:
     """Without the prefix that an export has put before a name of TRL's."""
     for prefix, instead in PREFIXES.items():
         name = instead + metric.removeprefix(prefix)
-        if metric.startswith(prefix) and name in {*NAMES[kind], *OTHERS, *(sign for sign, _ in SIGNS)}:
+        if metric.startswith(prefix) and known(kind, name):
             return name
     return metric
 
 
+def known(kind: str, metric: str) -> bool:
+    """Whether it is a metric of TRL's, of training or of an evaluation."""
+    name = metric.removeprefix("eval_")
+    return bool({name, metric} & {*NAMES[kind], *OTHERS, *STEPS}) or name.partition("/")[0] in GROUPS
+
+
 def ours(kind: str, row: Row) -> dict[str, float]:
-    """A row under our names and in our units; `epoch` is kept, which tells how much of the data was seen."""
+    """A row under our names and in our units."""
     names = NAMES[kind]
     values = {names.get(metric, metric): value for metric, value in row.items() if metric not in STEPS}
-    if "epoch" in row:
-        values["epoch"] = row["epoch"]
     for name, (_, derive) in DERIVED.get(kind, {}).items():
         with suppress(KeyError, OverflowError, ValueError, DataError):
             values[name] = derive(row)

@@ -70,6 +70,8 @@ class Log:
     config: Mapping[str, Any] = field(default_factory=dict)
     stopped: Mapping[str, Any] = field(default_factory=dict)
     """The finding, as plain data, for which its monitor stopped the stage, which has not gone on since."""
+    counted: bool = True
+    """Its steps are the trainer's own; else lines are numbered, and the first may come after many updates."""
     foreign: bool = False
     """Written by another trainer: what only we log is then missing, and keys of the cure are not ours."""
 
@@ -89,6 +91,10 @@ class Log:
         if name not in self:
             raise Missing(f"the log has no {name}")
         return self.series[name]
+
+    def called(self, name: str) -> str:
+        """What whoever reads the log calls a metric."""
+        return name
 
     def number(self, name: str) -> float:
         """A final number; `Missing` where there is none."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from assay.doctor.detector import detects
+from assay.doctor.detector import Missing, detects
 from assay.doctor.direct import SPOILED
 from assay.doctor.finding import Finding, Mode
-from assay.doctor.log import Log
+from assay.doctor.log import SAMPLING, Log
 from assay.doctor.responses import HALF, LOOPS, NEVER_STOPS, REPETITION, REWARD_HACKING
+from assay.doctor.window import LATE, fell, late, text
 
 OFFLINE = ("preference", "bestof", "distill")
 """Stages that log no samples while they train: what they do to answers shows in the end only."""
@@ -38,6 +39,17 @@ WRONG_REFUSALS = Mode(
     "comparisons that show the difference.",
     outcome=True,
 )
+REWARD_FALLS = Mode(
+    61,
+    "reward-falls",
+    "policy",
+    "The reward is lower than at the start",
+    "The policy unlearns what it is paid for: a sign is the wrong way round, rewards belong to other answers, steps "
+    "are so long that it loses what it knew, or later prompts are harder.",
+    "Score a good and a bad answer by hand, as the trainer does, and see that they come out in that order. Lower "
+    "`optim.learning_rate` tenfold.",
+    outcome=True,
+)
 MUCH = 0.2
 """Share of requests: beyond it an assistant is of no use, or a danger."""
 
@@ -58,6 +70,17 @@ def loses(log: Log) -> Iterator[Finding]:
     if high < HALF:
         seen = f"it wins {rate:.1%} of comparisons with the model it started from [{low:.1%}, {high:.1%}]"
         yield Finding(WORSE_THAN_BEFORE, log.where, seen)
+
+
+@detects(REWARD_FALLS, kinds=SAMPLING)
+def reward_falls(log: Log) -> Iterator[Finding]:
+    """The last quarter of the steps against the first of them."""
+    reward = log["objective/reward"]
+    if len(reward) < 2 * LATE:
+        raise Missing(f"{len(reward)} steps, and {2 * LATE} are needed")
+    if fell(reward):
+        seen = f"reward {text(late(reward))}; {reward.head(LATE).mean():.3g} in the first {LATE}"
+        yield Finding(REWARD_FALLS, log.where, seen)
 
 
 @detects(WORSE_THAN_BEFORE, kinds=("distill",))

@@ -51,7 +51,7 @@ EMPTY_ANSWERS = Mode(
 )
 LOOPS = 0.2
 """Repeated 4-grams; the catalogue's. Healthy: below 0.05."""
-HALF = 0.5
+HALF, ALL = 0.5, 0.99
 EMPTY, SHRUNK = 0.2, 0.2
 """Share of empty answers, and length as a share of the start's (the catalogue's)."""
 
@@ -103,8 +103,12 @@ def never_stops(log: Log) -> Iterator[Finding]:
     if bounds(values)[0] > HALF:
         seen = f"answers cut off at max_new_tokens: {text(values)}, {series.first:.2g} at the start"
         if series.first > HALF:
-            cause = "The model did not end its answers before this stage began: it has not learned the end token."
-            yield Finding(NEVER_STOPS, log.where, seen, "red", "certain", cause)
+            cause = (
+                "The model did not end its answers before this stage began: it has not learned the end token, or good "
+                "answers are longer than `max_new_tokens` allows."
+            )
+            sure = "certain" if min(series.first, values.min()) >= ALL else "likely"
+            yield Finding(NEVER_STOPS, log.where, seen, "red", sure, cause)
         else:
             yield Finding(NEVER_STOPS, log.where, seen, "red", "likely", change={"missing_eos": "set"})
 

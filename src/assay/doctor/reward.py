@@ -9,7 +9,10 @@ import numpy as np
 
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode, Severity
-from assay.doctor.log import TRAINING, Log, Series
+from assay.doctor.log import Log, Series
+from assay.doctor.sft import GUESS, WORSE, slower
+from assay.doctor.window import CONFIDENCE
+from assay.statistics import wilson
 
 REWARD_AT_CHANCE = Mode(
     17,
@@ -78,7 +81,8 @@ LENGTH_BIAS = Mode(
     ("length-growth", "reward-hacking"),
 )
 
-NARROW = 0.1  # half an interval: beyond that, held-out pairs cannot say that a model guesses
+NARROW = 0.1  # half an interval: beyond that, held-out pairs cannot say that nothing was carried over
+TELLING = 0.6  # share of pairs that a model which has learnt something is right in: people agree in more
 FEW_TIES = 0.05  # in fp32 equal scores of different texts do not occur; the catalogue's proposal
 CONSTANT = 1e-3  # standard deviation of scores, before calibration; those of a random head have about 1
 DRIFT = 5.0  # |mean| in standard deviations; centred models of the embedded recipe have less than 0.1
@@ -101,28 +105,26 @@ def held_out(log: Log, name: str) -> float:
 
 @detects(REWARD_AT_CHANCE, kinds=("reward",))
 def at_chance(log: Log) -> Iterator[Finding]:
-    """The interval of the held-out accuracy has ½ inside; the pairs of training say whether anything was learnt."""
+    """The interval of the held-out accuracy has ½ inside; the pairs of training say whether anything was learnt.
+
+    A guess must not be one for want of pairs: one of the two intervals lies below what a model would be right in.
+    """
     accuracy, low, high = (held_out(log, name) for name in ("accuracy", "accuracy_low", "accuracy_high"))
     if not low <= 0.5 <= high:
         return
     loss = float(log["train/loss"].tail(max(1, len(log["train/loss"]) // 4)).mean())
     learnt, right, pairs = training_accuracy(log)
-    seen = (
-        f"held-out accuracy {accuracy:.1%} [{low:.1%}, {high:.1%}]; in the second half of training {right:.1%} of "
-        f"about {pairs} pairs, loss {loss:.3f} (a guess: 0.693)"
-    )
-    if not learnt:
-        still = "train/grad_norm" in log and not log["train/grad_norm"].values.any()
-        yield Finding(
-            REWARD_AT_CHANCE,
-            log.where,
-            seen + ("; the gradient is exactly 0" if still else ""),
-            sureness="certain" if still else "likely",
-            cause="No gradient reaches the weights that the optimizer has: they are frozen, copied, or cut off."
-            if still
-            else "",
-        )
-    elif (high - low) / 2 < NARROW:
+    held = f"held-out accuracy {accuracy:.1%} [{low:.1%}, {high:.1%}]"
+    trained = f"in the second half of training {right:.1%} of about {pairs} pairs"
+    seen = f"{held}; {trained}, loss {loss:.3f} (a guess: 0.693)"
+    if "train/grad_norm" in log and not (learnt or log["train/grad_norm"].values.any()):
+        cause = "No gradient reaches the weights that the optimizer has: they are frozen, copied, or cut off."
+        yield Finding(REWARD_AT_CHANCE, log.where, f"{seen}; the gradient is exactly 0", "red", "certain", cause)
+    elif not learnt:
+        if min(high, wilson(right * pairs, pairs, confidence=CONFIDENCE).high or 1.0) > TELLING:
+            raise Missing(f"{held}; {trained}: so few cannot tell whether it guesses")
+        yield Finding(REWARD_AT_CHANCE, log.where, seen, "red", "likely", *too_long(log))
+    elif right > high and (high - low) / 2 < NARROW:
         yield Finding(
             REWARD_AT_CHANCE,
             log.where,
@@ -131,6 +133,17 @@ def at_chance(log: Log) -> Iterator[Finding]:
             cause="It has learnt its training pairs, but nothing that holds for others.",
             cure="Give more pairs, fewer epochs (`epochs: 1`); check that held-out pairs are of the same kind.",
         )
+
+
+def too_long(log: Log) -> tuple[str, str]:
+    """Cause and cure of a guess that has cost more than one: scores that differ by much, as often the wrong way."""
+    if log["train/loss"].values.mean() < WORSE * GUESS:
+        return "", ""
+    return (
+        "The steps are so long that every one throws the scores about, and no order comes of it: a guess whose scores "
+        "are equal would cost 0.693.",
+        "Lower `optim.learning_rate` tenfold, and keep `optim.max_grad_norm` at 1 and some `optim.warmup`.",
+    )
 
 
 def training_accuracy(log: Log) -> tuple[bool, float, int]:
@@ -278,11 +291,11 @@ def not_finite(log: Log) -> Iterator[Finding]:
     odd = [series for series in log.series.values() if series.not_finite]
     if odd:
         first = min(series.not_finite[0] for series in odd)
-        names = ", ".join(sorted(series.name for series in odd if series.not_finite[0] == first))
+        names = ", ".join(sorted({log.called(series.name) for series in odd if series.not_finite[0] == first}))
         often = max(map(lost, odd))
         seen = f"{names} at step {first}; up to {often:.0%} of a metric's values are not finite"
         fatal = any(series.name.rpartition("/")[2] in VITAL for series in odd)
-        yield Finding(NOT_FINITE, log.where, seen, sureness="certain", fatal=fatal)
+        yield Finding(NOT_FINITE, log.where, seen, sureness="certain", change=slower(log), fatal=fatal)
 
 
 def lost(series: Series) -> float:

@@ -10,8 +10,8 @@ import csv
 import io
 import json
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,12 @@ from assay.errors import UsageError
 from assay.tracking.metrics import MOST_STEPS
 
 STATE = "trainer_state.json"
-STEPS = ("step", "global_step", "Step", "episode", "epoch")
-"""Columns that may number the rows, the best first."""
+COUNTED = ("step", "global_step", "train/global_step")
+"""Columns that count the steps of the trainer, the best first."""
+STEPS = (*COUNTED, "Step", "episode")
+"""Columns that may number the rows. `Step` counts what was sent to Weights & Biases; epochs are fractions of a pass."""
+GROUPED = re.compile(r"[1-9]\d{0,2}(,\d{3})+")
+"""A step as spreadsheets write it. No other number is read so: 0,693 is a decimal comma."""
 OTHER_SEPARATORS = ";\t"
 Rows = Sequence[tuple[int, Mapping[str, float]]]
 
@@ -56,7 +60,7 @@ def of_table(path: Path, notes: list[str]) -> Rows:
         lines = list(table)
     except csv.Error as error:
         raise UsageError(f"{path} is no table: {error}", hint="export it again as a .csv") from error
-    header = table.fieldnames or []
+    header = list(table.fieldnames or [])
     if not header:
         raise UsageError(f"{path} is empty", hint="a table begins with the names of its columns")
     if len(header) == 1 and (other := next((mark for mark in OTHER_SEPARATORS if mark in header[0]), None)):
@@ -66,8 +70,19 @@ def of_table(path: Path, notes: list[str]) -> Rows:
         )
     if not lines:
         raise UsageError(f"{path} has a header and no line below it", hint="nothing was logged yet, or it is cut off")
-    notes += _unread(path.name, header, lines)
-    return _numbered(path.name, _without_gaps(path.name, [dict(line) for line in lines], notes), notes)
+    if twice := sorted({column for column in header if header.count(column) > 1}):
+        notes.append(f"{path.name}: of columns with one name the last is read: {', '.join(twice)}")
+    names = _metrics(path, header)
+    read = [{names[column]: cell for column, cell in line.items() if column in names} for line in lines]
+    return _numbered(path.name, _without_gaps(path.name, read, notes), notes)
+
+
+def _metrics(path: Path, header: Sequence[str]) -> dict[str, str]:
+    """Column → metric. Charts of Weights & Biases have "run7 - train/loss" for train/loss, and its extremes besides."""
+    runs = sorted({column.rpartition(" - ")[0] for column in header} - {""})
+    if len(runs) > 1:
+        raise UsageError(f"{path} holds metrics of {len(runs)} runs: {', '.join(runs)}", hint="keep the columns of one")
+    return {column: column.rpartition(" - ")[2] for column in header if not column.endswith(("__MIN", "__MAX"))}
 
 
 def _unread(name: str, header: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -94,17 +109,27 @@ def _numbered(name: str, rows: Sequence[Mapping[str, Any]], notes: list[str]) ->
     if column is None:
         notes.append(f"{name} has no column named {', '.join(STEPS[:-1])} or {STEPS[-1]}: lines are numbered")
     numbered, odd = [], []
+    words: dict[str, list[str]] = {}
     for number, row in enumerate(rows, start=1):
         written = row.get(column) if column else number
-        step = _number(written)
+        step = _number(written.replace(",", "") if isinstance(written, str) and GROUPED.fullmatch(written) else written)
         if step is None or not abs(step) < MOST_STEPS:
             odd.append(str(written or "nothing"))
             continue
-        values = {str(metric): _number(value) for metric, value in row.items()}
+        values = {metric: _number(value) for metric, value in row.items()}
         numbered.append((int(step), {metric: value for metric, value in values.items() if value is not None}))
+        for metric, value in values.items():
+            if value is None and row[metric] not in (None, "") and metric not in STEPS:
+                words.setdefault(metric, []).append(str(row[metric]))
     if odd:
         shown = ", ".join(dict.fromkeys(odd[:3]))
-        notes.append(f"{name}: {len(odd)} of {len(rows)} lines are left out, for their {column} is no number ({shown})")
+        told = f"{len(odd)} of {len(rows)} lines are left out, for their {column} is no number ({shown})"
+        if not numbered:
+            raise UsageError(f"{name}: {told}", hint=f"write {column} as a whole number")
+        notes.append(f"{name}: {told}")
+    if words:
+        shown = ", ".join(f"{metric} ({len(said)}, such as {said[0][:20]!r})" for metric, said in sorted(words.items()))
+        notes.append(f"{name}: cells that are no numbers are left out: {shown}")
     return numbered
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
-from assay.doctor.log import Log
+from assay.doctor.log import Log, Series
 from assay.doctor.window import CONFIDENCE, LATE, bounds, late, text
 
 OVERFITTING = Mode(
@@ -38,6 +39,8 @@ RISE = 0.02  # of the lowest validation loss: twice what healthy runs of the emb
 MUCH = 0.2  # a rise that undoes a good part of what was learnt
 RISING = 2  # evaluations in a row: one alone is noise
 WORSE, LEAST = 1.5, 0.1  # times the first loss, and nats: healthy runs never come back to where they began
+GUESS = math.log(2)  # what a pair costs of which nothing is known
+PAIRWISE = ("reward", "preference")
 
 
 @detects(OVERFITTING, kinds=("sft", "pretrain", "reward"))
@@ -54,10 +57,19 @@ def overfitting(log: Log) -> Iterator[Finding]:
     if rise < margin:
         return
     step, steps = int(held.steps[best]), int(train.steps[-1])
-    epochs = log.config.get("epochs")
-    change = {}
-    if isinstance(epochs, int) and epochs > 1 and not log.foreign:
-        change = {"epochs": min(epochs - 1, max(1, round(epochs * step / steps)))}
+    epochs, what = log.config.get("epochs"), "pairs" if log.kind == "reward" else "demonstrations"
+    fewer = min(epochs - 1, max(1, round(epochs * step / steps))) if isinstance(epochs, int) else 1
+    change: dict[str, Any] = {}
+    if fewer:
+        change = {} if log.foreign or epochs is None else {"epochs": fewer}
+        cause = f"The model has seen the {what} so often that it recites them instead of learning from them."
+        cure = f"Stop where the validation loss was lowest: `epochs: {fewer}`; or give more {what}."
+    else:
+        change = slower(log)
+        cause = (
+            f"In one pass the model has learnt its {what} by heart: they are few, some come again, or steps are long."
+        )
+        cure = f"Lower `optim.learning_rate` to a third, see that no {what} come twice, or give more of them."
     yield Finding(
         OVERFITTING,
         log.where,
@@ -65,7 +77,9 @@ def overfitting(log: Log) -> Iterator[Finding]:
         f"(+{rise:.0%}, 99 %: ± {margin:.1%}; {len(later)} evaluations above the lowest); training loss {recent:.3f}",
         "red" if rise > MUCH else "amber",
         "likely" if rise - margin > RISE else "possible",
-        change=change,
+        cause,
+        cure,
+        change,
     )
 
 
@@ -82,20 +96,52 @@ def noise(losses: NDArray[np.float64]) -> float:
 
 @detects(LOSS_BLOW_UP, kinds=("sft", "pretrain", "reward", "preference", "distill"))
 def loss_blow_up(log: Log) -> Iterator[Finding]:
-    """The mean of the last quarter, with its bound, against the first steps: their median, for one batch may be odd.
+    """The mean of the last quarter of the run, with its bound, against where it began; or of an earlier quarter.
 
-    Where the second step already is lost, so is the median, and twice the first loss stands for it.
+    A run comes back from there as its rate falls, and has to learn anew what it knew: that is not fatal any more.
     """
     loss = log["train/loss"]
     if len(loss) < 2 * LATE:
         raise Missing(f"{len(loss)} steps, and {2 * LATE} are needed")
-    values, start = late(loss), min(float(np.median(loss.head(LATE))), 2 * loss.first)
+    values, start = late(loss), beginning(log)
+    change = slower(log)
     if bounds(values)[0] > max(WORSE * start, start + LEAST):
-        rate = None if log.foreign else log.learning_rate
-        yield Finding(
-            LOSS_BLOW_UP,
-            log.where,
-            f"training loss {text(values)}, {start:.3g} at the start",
-            change={"optim.learning_rate": rate / 3} if rate else {},
-            fatal=True,
+        seen = f"training loss {text(values)}, {start:.3g} at the start"
+        yield Finding(LOSS_BLOW_UP, log.where, seen, change=change, fatal=True)
+    elif (part := lost(loss, start)) is not None:
+        first, last = (loss.steps[part[end]] for end in (0, -1))
+        seen = (
+            f"training loss {loss.values[part].mean():.3g} from step {first} to {last}, up to "
+            f"{loss.values[part].max():.3g}; {start:.3g} at the start, {values.mean():.3g} at the end"
         )
+        yield Finding(LOSS_BLOW_UP, log.where, seen, change=change)
+
+
+def beginning(log: Log) -> float:
+    """The loss before anything is learnt: of pairs that of a guess, or of the first batch where that is more.
+
+    Else the median of the first steps, for one batch may be odd; where the second step already is lost, so is the
+    median, and twice the first loss stands for it.
+    """
+    loss = log["train/loss"]
+    return max(loss.first, GUESS) if log.kind in PAIRWISE else min(float(np.median(loss.head(LATE))), 2 * loss.first)
+
+
+def lost(loss: Series, start: float) -> NDArray[np.int64] | None:
+    """The worst of the quarters after the first step, if its mean is that much above the start, and surely above it.
+
+    Surely: in logarithms, for of wrecked batches one costs a thousand times another, and no other mean has a bound.
+    """
+    if loss.values.min() <= 0:
+        return None
+    quarters = np.array_split(np.arange(1, len(loss)), 4)
+    worst = max(quarters, key=lambda part: float(loss.values[part].mean()))
+    values = loss.values[worst]
+    above = len(worst) >= LATE and values.mean() > WORSE * start and bounds(np.log(values / start))[0] > 0
+    return worst if above else None
+
+
+def slower(log: Log) -> dict[str, float]:
+    """A third of the learning rate, where it is known."""
+    rate = None if log.foreign else log.learning_rate
+    return {"optim.learning_rate": rate / 3} if rate else {}

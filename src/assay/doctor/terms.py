@@ -58,8 +58,6 @@ CURES: Mapping[str, Mapping[str, str]] = {
     "ppo": {
         "kl-blow-up": "Raise `kl_coef` (twice what it is; TRL's default is 0.05), lower `learning_rate` tenfold, and "
         "take fewer `num_ppo_epochs`.",
-        "entropy-out-of-bounds": "Collapsed: a larger `kl_coef`, a smaller `learning_rate`. Exploded: a smaller "
-        "`learning_rate`, and fewer `num_ppo_epochs`.",
         "ratio-spikes": "Lower `learning_rate` tenfold and take fewer `num_ppo_epochs`.",
         "never-stops": "See that the end token is among the labels of the SFT stage and is the tokenizer's "
         "`eos_token`; set `stop_token: eos` and a `missing_eos_penalty` of 1 or more, or raise `response_length` if "
@@ -70,8 +68,6 @@ CURES: Mapping[str, Mapping[str, str]] = {
     "group": {
         "kl-blow-up": "Raise `beta` (0.04 is a start; TRL's default of 0 holds nothing), and lower `learning_rate` "
         "tenfold.",
-        "entropy-out-of-bounds": "Collapsed: `epsilon_high: 0.28`, a larger `beta`, a smaller `learning_rate`. "
-        "Exploded: `entropy_coef: 0`, a smaller `learning_rate`.",
         "ratio-spikes": "Lower `learning_rate` tenfold, and keep `num_iterations` and `max_grad_norm` at 1.",
         "never-stops": "See that the end token is among the labels of the SFT stage and is the tokenizer's "
         "`eos_token`; raise `max_completion_length` if good answers are that long, or leave the others out of the loss "
@@ -82,12 +78,10 @@ CURES: Mapping[str, Mapping[str, str]] = {
         "the trainer.",
     },
     "preference": {
-        "stuck-at-ln2": "Leave `ref_model` out, or give it weights of its own; check that the policy's parameters "
-        "require gradients and that `learning_rate` is above 0.",
         "loss-blow-up": "Lower `learning_rate` to a third, keep `max_grad_norm` at 1 and some `warmup_steps`, and look "
         "at the rows of the step where it began.",
-        "saturated-early": "Look at what length alone and single words can tell (`assay data`), and take pairs whose "
-        "answers come from the same model.",
+        "chosen-falls": "Lower `learning_rate` tenfold, raise `beta`, or keep the chosen answers likely with "
+        "`loss_type: [sigmoid, sft]`; and read some samples.",
     },
     "reward": {
         "reward-at-chance": "Start from the SFT model, let the head train (`modules_to_save: [score]` with an "
@@ -102,8 +96,6 @@ CURES: Mapping[str, Mapping[str, str]] = {
     "sft": {
         "loss-blow-up": "Lower `learning_rate` to a third, keep `max_grad_norm` at 1 and some `warmup_steps`, and look "
         "at the rows of the step where it began.",
-        "overfitting": "Stop where the validation loss was lowest: lower `num_train_epochs` (1 to 3) or set "
-        "`load_best_model_at_end`, or give more demonstrations.",
     },
 }
 """Cures of modes whose own speak of what TRL has not, or calls otherwise."""
@@ -128,9 +120,17 @@ def in_terms(given: Diagnosis, logs: Sequence[Log]) -> Diagnosis:
 
 def told(found: Finding, kind: str) -> Finding:
     """A finding to a user of the trainer that TRL has for this kind of stage."""
-    cure = found.cure or CURES[kind].get(found.mode.name, found.mode.cure)
-    seen = measured(found.evidence, kind)
-    return replace(found, evidence=seen, cure=renamed(cure, kind), change=changed(found.change, kind))
+    cure = possible(found.cure or CURES[kind].get(found.mode.name, found.mode.cure), kind)
+    seen, cause, cure = (renamed(measured(said, kind), kind) for said in (found.evidence, found.explanation, cure))
+    return replace(found, evidence=seen, cause=cause, cure=cure, change=changed(found.change, kind))
+
+
+def possible(cure: str, kind: str) -> str:
+    """A cure without the sentences about options of ours that this trainer has not; whole, if nothing else is said."""
+    here = {**SHARED, **OPTIONS[kind]}
+    lacks = {name for options in OPTIONS.values() for name in options} - {*here, *here.values()}
+    option = rf"`({'|'.join(sorted(lacks))})\b"
+    return " ".join(said for said in re.split(r"(?<=\.) (?=[A-Z])", cure) if not re.search(option, said)) or cure
 
 
 def measured(text: str, kind: str) -> str:

@@ -10,19 +10,20 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.doctor.data import SWAPPED_LABELS
 from assay.doctor.detector import Missing, detects
-from assay.doctor.direct import EARLY, EASY, SATURATED
+from assay.doctor.direct import CHOSEN_FALLS, EARLY, EASY, SATURATED
 from assay.doctor.finding import Finding, Sureness
 from assay.doctor.foreign import Foreign
 from assay.doctor.kl import (
     COLLAPSED,
     ENTROPY_OUT_OF_BOUNDS,
+    FEW_OF_MANY,
     KL_BLOW_UP,
     NATS,
-    ONE_OF_MANY,
     OPEN,
-    SETTLED,
     SURPRISE,
+    WHEN_COLLAPSED,
 )
 from assay.doctor.log import SAMPLING
 from assay.doctor.responses import HALF, NEVER_STOPS
@@ -36,6 +37,7 @@ from assay.doctor.reward import (
     REWARD_AT_CHANCE,
     SCORE_DRIFT,
     VISIBLE,
+    too_long,
 )
 from assay.doctor.updates import CLIPPED, NOTHING_MOVES, RATIO_SPIKES, ROUNDING
 from assay.doctor.window import LATE, bounds, late, rose, text, together
@@ -45,6 +47,10 @@ NEAR_CHANCE = 0.55
 FEWEST_LINES = 40
 """Lines of a log whose every pair was right: of one pair each, the least that a line can be of, an accuracy of 90 %
 would give that once in 68 times."""
+MEAN_RATIO = 10.0
+"""The catalogue's. Healthy runs of TRL's PPO stay within 0.97 and 1.02."""
+GONE = 10.0
+"""Nats that an answer has become less likely by: it is drawn e^10 times less often, and is as good as gone."""
 RATES = {"ppo": "policy/learning_rate", "group": "policy/learning_rate", "sft": "train/learning_rate"}
 
 
@@ -83,24 +89,21 @@ def stands_still(log: Foreign) -> Iterator[Finding]:
     cause = (
         "No update reaches the weights: every answer scores alike, the gradient is cut off, or the rate is far too low"
     )
+    cure = (
+        "See that the optimizer has the policy's parameters and that they require gradients; score two different "
+        "answers by hand"
+    )
+    apart = "Give the reference weights of its own (`ref_model`, or the adapter off)"
     sure: Sureness = "possible" if kl.any() else "likely"
     if "policy/approxkl_avg" not in log:
-        cause += "; or policy and reference share their weights"
+        cause, cure = f"{cause}; or policy and reference share their weights", f"{cure}. {apart}"
     else:
         drift = log["policy/approxkl_avg"].values.max()
         seen += f", KL(old‖new) up to {drift:.2g} a token"
         if drift > ROUNDING:
-            cause, sure = "The policy moves and its reference moves with it, for they share their weights", "certain"
-    yield Finding(
-        NOTHING_MOVES,
-        log.where,
-        seen,
-        "red",
-        sure,
-        f"{cause}.",
-        "Give the reference weights of its own (`ref_model`, or the adapter off); see that the optimizer has the "
-        "policy's parameters and that they require gradients; score two different answers by hand.",
-    )
+            cause, cure = "The policy moves and its reference moves with it, for they share their weights", apart
+            sure = "certain"
+    yield Finding(NOTHING_MOVES, log.where, seen, "red", sure, f"{cause}.", f"{cure}.")
 
 
 @detects(KL_BLOW_UP, kinds=SAMPLING)
@@ -136,11 +139,11 @@ def collapsed(log: Foreign) -> Iterator[Finding]:
     seen = f"entropy {text(values)} nats an answer, {start:.3g} at the start"
     if not rose(log["objective/reward"]):
         cause = "The policy has become sure of one answer, or of a short one, without having been paid for it."
-        yield Finding(ENTROPY_OUT_OF_BOUNDS, log.where, f"{seen}; the reward has not risen", cause=cause)
-    elif start > OPEN and values.mean() < SETTLED:
-        yield Finding(
-            ENTROPY_OUT_OF_BOUNDS, log.where, f"{seen}; the reward has risen", "amber", "possible", ONE_OF_MANY
-        )
+        seen += "; the reward has not risen"
+        yield Finding(ENTROPY_OUT_OF_BOUNDS, log.where, seen, "red", "likely", cause, WHEN_COLLAPSED)
+    elif start > OPEN:
+        seen += "; the reward has risen"
+        yield Finding(ENTROPY_OUT_OF_BOUNDS, log.where, seen, "amber", "possible", FEW_OF_MANY, WHEN_COLLAPSED)
 
 
 @detects(NEVER_STOPS, kinds=("ppo",))
@@ -175,6 +178,17 @@ def clipped(log: Foreign) -> Iterator[Finding]:
         yield Finding(RATIO_SPIKES, log.where, seen)
 
 
+@detects(RATIO_SPIKES, kinds=("ppo",))
+def ratio_far_from_one(log: Foreign) -> Iterator[Finding]:
+    """The mean ratio of a step, which is 1 of answers of one's own: so far from it a few tokens outweigh all others."""
+    ratio = log["policy/ratio"]
+    beyond = ratio.values > MEAN_RATIO
+    if beyond.any():
+        again = beyond.sum() >= max(3, len(ratio) / 10)
+        seen = f"mean ratio π/π_old above {MEAN_RATIO:g} in {beyond.sum()} of {len(ratio)} steps"
+        yield Finding(RATIO_SPIKES, log.where, seen, *(("red", "likely") if again else ("amber", "possible")))
+
+
 @detects(REWARD_AT_CHANCE, kinds=("reward",))
 def at_chance(log: Foreign) -> Iterator[Finding]:
     """The second half of training; an evaluation, where there is one, is judged with its interval (reward.py)."""
@@ -188,7 +202,44 @@ def at_chance(log: Foreign) -> Iterator[Finding]:
             log.where,
             f"accuracy {accuracy.mean():.1%} in the second half of training (99 %: {low:.1%} to {high:.1%}), "
             f"loss {loss.mean():.3f} (a guess: 0.693)",
+            "red",
+            "likely",
+            *too_long(log),
         )
+
+
+@detects(SWAPPED_LABELS, kinds=("reward",))
+def backwards(log: Foreign) -> Iterator[Finding]:
+    """The pairs of training are told apart, and held-out pairs are told apart the wrong way round.
+
+    Ties and outliers, which make an accuracy of 30 % of one of 60 %, would show in training as well.
+    """
+    held, high = log["eval/accuracy"], log["eval/accuracy_high"]
+    trained = second_half(log["train/accuracy"].values)
+    if high.last < HALF < bounds(trained)[0]:
+        yield Finding(
+            SWAPPED_LABELS,
+            log.where,
+            f"held-out accuracy {held.last:.1%} (at most {high.last:.1%}) in the last of {len(held)} evaluations, "
+            f"{held.first:.1%} in the first; accuracy {trained.mean():.1%} in the second half of training",
+            cause="It learns what it is shown, and held-out pairs say the opposite: of one of the two files, or of a "
+            "part of it, the columns chosen and rejected are the wrong way round.",
+            cure="Read ten pairs of each file, and swap the columns of the one that is wrong; then train again.",
+            brings=("overfitting",),
+        )
+
+
+@detects(CHOSEN_FALLS, kinds=("preference",))
+def both_fall(log: Foreign) -> Iterator[Finding]:
+    """Chosen and rejected answers alike have become many times as surprising; what is sampled nobody has logged."""
+    sides = together(log, "train/chosen_logprob", "train/rejected_logprob")
+    ends = [bounds(late(side))[1] for side in sides]
+    if all(end < min(SURPRISE * side.first, side.first - GONE) for side, end in zip(sides, ends, strict=True)):
+        seen = "; ".join(
+            f"{name} answers {side.first:.3g} → {late(side).mean():.3g} nats"
+            for name, side in zip(("chosen", "rejected"), sides, strict=True)
+        )
+        yield Finding(CHOSEN_FALLS, log.where, f"log-probability of the {seen}", "amber")
 
 
 @detects(AGAINST_MARGIN, kinds=("reward",))

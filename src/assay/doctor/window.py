@@ -7,6 +7,7 @@ stay silent.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,11 @@ def rose(series: Series) -> bool:
     """Whether the last steps are surely above the first, by more than the rounding of their means."""
     low, high = bounds(late(series))[0], bounds(series.head(LATE))[1]
     return low > high and not math.isclose(low, high, rel_tol=ROUNDED)
+
+
+def fell(series: Series) -> bool:
+    """Whether the last steps are surely below the first."""
+    return rose(replace(series, values=-series.values))
 
 
 def trend(series: Series, part: slice) -> tuple[float, float]:

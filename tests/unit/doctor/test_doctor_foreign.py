@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import random
@@ -156,6 +157,8 @@ FAULTS: list[tuple[str, Change, str]] = [
     ("ppo", {"val/num_eos_tokens": lambda i: max(0, 40 - i)}, "never-stops"),
     ("ppo", {"objective/entropy": lambda i: 30 * 0.9**i, "objective/rlhf_reward": 0.3}, "entropy-out-of-bounds"),
     ("ppo", {"policy/clipfrac_avg": 0.6, "policy/approxkl_avg": 2.0}, "ratio-spikes"),
+    ("ppo", {"val/ratio": 15.0}, "ratio-spikes"),
+    ("ppo", {"objective/rlhf_reward": lambda i: 1.0 - 0.02 * i + noise(i, 0.05)}, "reward-falls"),
     ("ppo", {"objective/kl": lambda i: 0.0 if i == 1 else -0.03 * i}, "negative-kl"),
     ("grpo", {"kl": lambda i: 0.0 if i == 1 else 0.001 * 1.155**i}, "kl-blow-up"),
     ("grpo", {"learning_rate": 0.0, "kl": 0.0}, "nothing-moves"),
@@ -163,6 +166,12 @@ FAULTS: list[tuple[str, Change, str]] = [
     ("grpo", {"clip_ratio/region_mean": lambda i: 0.4 + noise(i, 0.02)}, "ratio-spikes"),
     ("grpo", {"completions/clipped_ratio": lambda i: min(1.0, 0.05 + 0.03 * i)}, "never-stops"),
     ("grpo", {"completions/mean_length": lambda i: 120 * 0.9**i}, "empty-answers"),
+    ("grpo", {"reward": lambda i: 0.7 - 0.01 * i + noise(i, 0.02)}, "reward-falls"),
+    (
+        "grpo",
+        {"entropy": lambda i: max(0.05, 1.1 * 0.85**i), "completions/mean_length": 800.0},
+        "entropy-out-of-bounds",
+    ),
     ("grpo", {"sampling/sampling_logp_difference/mean": 0.2}, "sampler-differs"),
     ("grpo", {"frac_reward_zero_std": lambda i: 0.7 + 0.02 * (i % 3)}, "groups-without-signal"),
     ("dpo", {"rewards/accuracies": lambda i: 1.0 if i > 2 else 0.6}, "saturated-early"),
@@ -205,6 +214,50 @@ def with_evaluations(accuracies: list[float], **more: float) -> list[Row]:
         {"eval_loss": 0.6, "eval_accuracy": a, "epoch": 0.9, "step": 100 * i, **more}
         for i, a in enumerate(accuracies, start=1)
     ]
+
+
+def test_held_out_pairs_that_are_told_apart_the_wrong_way_round_have_their_labels_swapped(tmp_path: Path) -> None:
+    """The validation loss rises with it, and is no overfitting."""
+    rows = with_evaluations([0.45, 0.40, 0.35, 0.30], **SPEED)
+    for row in rows[-4:]:
+        row["eval_loss"] = 1.2 - row["eval_accuracy"]
+    given = examined(tmp_path, rows).diagnosis
+    (cause,) = given.causes
+    assert (cause.mode.name, [found.mode.name for found in given.consequences_of(cause)]) == (
+        "swapped-labels",
+        ["overfitting"],
+    )
+    assert "held-out accuracy 30.0% (at most 34.2%)" in cause.evidence
+    assert first(examined(tmp_path, with_evaluations([0.45, 0.49], **SPEED))) == "reward-at-chance"
+    unsaid = examined(tmp_path, with_evaluations([0.45, 0.30])).diagnosis.unchecked
+    assert "the log has no eval_accuracy" in {one.why for one in unsaid if one.mode.name == "swapped-labels"}
+
+
+def test_a_dpo_whose_loss_was_thrown_up_and_came_back_is_told(tmp_path: Path) -> None:
+    """As in a real run at a thousand times the learning rate: ten steps above a guess, and both answers gone."""
+    thrown: Change = {
+        "loss": lambda i: 1.2 + 0.5 * noise(i, 1) ** 2 if 1 < i < 16 else 0.69 - 0.003 * i,
+        "logps/chosen": lambda i: -5.0 if i == 1 else -35 + noise(i, 2),
+        "logps/rejected": lambda i: -5.2 if i == 1 else -38 + noise(i, 2),
+    }
+    given = examined(tmp_path, history("dpo", thrown)).diagnosis
+    assert [(found.mode.name, found.severity) for found in given.findings] == [
+        ("loss-blow-up", "red"),
+        ("chosen-falls", "amber"),
+    ]
+    only_rejected: Change = {**thrown, "loss": 0.6, "logps/chosen": -6.0}
+    assert first(examined(tmp_path, history("dpo", only_rejected))) == "nothing"
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_guess_that_costs_more_than_a_guess_has_steps_that_are_too_long(tmp_path: Path, evaluated: bool) -> None:
+    change: Change = {"accuracy": lambda i: 0.5 + noise(i, 0.05), "loss": lambda i: 4 + noise(i, 0.5), "margin": 0.0}
+    rows = history("reward", {**change, "margin": lambda i: noise(i, 3)})
+    if evaluated:
+        rows += [row | {"eval_accuracy": 0.5} for row in with_evaluations([0.5] * 3, **SPEED)[LINES:]]
+    found = examined(tmp_path, rows, train_batch_size=16).diagnosis.causes[0]
+    assert (found.mode.name, found.advice.split(",")[0]) == ("reward-at-chance", "Lower `learning_rate` tenfold")
+    assert "too low" not in found.explanation
 
 
 JUMPING = [0.5, 0.7, 0.5, 0.72, 0.48, 0.7]
@@ -260,6 +313,32 @@ def test_a_table_may_have_the_names_of_an_export() -> None:
     assert (log.kind, log["objective/groups_without_signal"].last, notes) == ("group", 0.1, [])
 
 
+@pytest.mark.parametrize("column", ["train/global_step", "Step", "epoch"])
+def test_the_first_line_of_a_table_is_the_start_only_where_the_trainers_steps_say_so(
+    tmp_path: Path, column: str
+) -> None:
+    """Logged every tenth step: what W&B counts as its first line, and an epoch of 0.02, come after ten updates."""
+    rows = history("grpo", {"kl": lambda i: 0.02 + 0.002 * i})
+    number = {"train/global_step": 10, "Step": 1, "epoch": 1 / LINES}[column]
+    lines = [{column: number * i, **{f"train/{k}": v for k, v in row.items()}} for i, row in enumerate(rows, start=1)]
+    for line in lines:
+        del line["train/step"]
+    with (path := tmp_path / "metrics.csv").open("w", newline="") as file:
+        (writer := csv.DictWriter(file, list(lines[0]))).writeheader()
+        writer.writerows(lines)
+    given = examination(path)
+    assert (given.verdict, len(given.notes)) == ("green", int(column == "epoch"))
+    assert "kl-before-training" in {one.mode.name for one in given.diagnosis.unchecked}
+
+
+def test_columns_of_which_nothing_is_known_are_named_and_those_that_only_trl_needs_are_not() -> None:
+    more = {"gpu/util": 0.9, "my metric": 1.0, "completions/min_length": 3.0, "eval/loss": 0.5, "eval/mine": 1.0}
+    log_of("x.csv", [(1, {**grpo(1), **more})], notes := [])
+    assert notes == ["x.csv: nothing is known of eval/mine, gpu/util, my metric"]
+    log_of("x.csv", [(1, grpo(1) | {f"mine{i}": 1.0 for i in range(9)})], notes := [])
+    assert notes == ["x.csv: nothing is known of " + ", ".join(f"mine{i}" for i in range(8)) + " and 1 more"]
+
+
 def test_what_is_not_there_is_told_in_the_trainers_names(tmp_path: Path) -> None:
     rows = [{k: v for k, v in row.items() if k not in ("kl", "entropy")} for row in history("grpo", {})]
     unchecked = {one.mode.name: one.why for one in examined(tmp_path, rows).diagnosis.unchecked}
@@ -267,6 +346,48 @@ def test_what_is_not_there_is_told_in_the_trainers_names(tmp_path: Path) -> None
     assert unchecked["entropy-out-of-bounds"] == "the log has no entropy"
     assert unchecked["repetition"] == unchecked["worse-than-before"] == "TRL logs nothing that would show it"
     assert "ratio-spikes" not in unchecked  # asked in another way
+
+
+def test_a_kl_that_cannot_be_negative_is_not_looked_for_a_negative_one(tmp_path: Path) -> None:
+    """GRPO logs k3; what is below 0 all the same is another estimate."""
+    given = examined(tmp_path, history("grpo", {})).diagnosis
+    (why,) = (one.why for one in given.unchecked if one.mode.name == "negative-kl")
+    assert "cannot be negative (k3)" in why
+    below: Change = {"kl": lambda i: 0.0 if i == 1 else -0.0005 * i}
+    assert first(examined(tmp_path, history("grpo", below))) == "negative-kl"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "change", "said", "unsaid"),
+    [
+        ("ppo", {"objective/entropy": lambda i: 30 * 0.9**i, "objective/rlhf_reward": 0.3}, "`kl_coef`", "clip_high"),
+        ("grpo", {"entropy": lambda i: 1.1 + 0.05 * i}, "`entropy_coef: 0`", "`beta`"),
+        ("grpo", {"entropy": lambda i: 1.1 * 0.9**i, "reward": 0.3}, "`epsilon_high: 0.28`", "entropy_coef"),
+        ("ppo", {"objective/kl": 0.0}, "weights of its own", "by hand"),
+        ("ppo", {"objective/kl": 0.0, "policy/approxkl_avg": 0.0}, "by hand", "weights of its own"),
+        ("dpo", {"rewards/margins": 0.0}, "weights of its own", "learning_rate"),
+        ("dpo", {"rewards/margins": 0.0, "learning_rate": 0.0}, "`learning_rate` is above 0", "weights of its own"),
+    ],
+)
+def test_a_cure_is_of_the_branch_that_was_found_and_of_what_the_trainer_has(
+    tmp_path: Path, trainer: str, change: Change, said: str, unsaid: str
+) -> None:
+    advice = examined(tmp_path, history(trainer, change)).diagnosis.causes[0].advice
+    assert said in advice
+    assert unsaid not in advice
+
+
+def test_options_in_the_evidence_and_the_cause_have_the_trainers_names(tmp_path: Path) -> None:
+    change: Change = {"completions/clipped_ratio": lambda i: 0.7 - 0.001 * i}
+    found = examined(tmp_path, history("grpo", change)).diagnosis.causes[0]
+    assert "cut off at max_completion_length" in found.evidence
+    assert "longer than `max_completion_length` allows" in found.explanation
+
+
+def test_a_metric_that_is_read_in_two_units_is_named_once(tmp_path: Path) -> None:
+    lost: Change = {name: lambda i: math.nan if i > 30 else 0.01 * i for name in ("kl", "entropy")}
+    found = examined(tmp_path, history("grpo", lost)).diagnosis.causes[0]
+    assert found.evidence.startswith("entropy, kl at step 31")
 
 
 def test_metrics_in_the_evidence_have_the_trainers_names(tmp_path: Path) -> None:

@@ -60,6 +60,15 @@ def test_a_kl_at_the_start_is_that_of_a_thousand_tokens_where_nobody_says_how_ma
     assert [one.sureness for one in found] == ([sure] if sure else [])
 
 
+def test_two_equal_models_have_no_kl_in_any_batch_so_that_one_needs_no_interval() -> None:
+    """Of 64 answers a KL of 0.1 nats is known to ± 0.13; but between equal models it is 0 for every single answer."""
+    columns: dict[str, Column] = {"objective/kl": [-0.1, *ramp(0.1, 3.4)], "lengths/response_mean": 50.0}
+    (found,) = (one for one in diagnosed(log(columns, batch_size=64)).findings if one.mode.name == "kl-before-training")
+    assert found.evidence == (
+        "KL -0.1 nats an answer, -0.002 per token, before the first update; between equal models it is 0 in every batch"
+    )
+
+
 def test_a_reward_that_is_always_the_same_has_not_risen() -> None:
     """The mean of fifteen times 0.1 is a float above the mean of five."""
     steps = np.arange(60)
@@ -70,10 +79,15 @@ def test_a_reward_that_is_always_the_same_has_not_risen() -> None:
 
 @pytest.mark.parametrize(
     ("entropy", "tokens", "severity"),
-    [(late(2.0, 0.01), 50.0, "amber"), (late(2.0, 0.1), 50.0, None), (late(2.0, 0.01), 2.0, None)],
-    ids=["one answer is left", "many are left", "there never were many"],
+    [
+        (late(2.0, 0.01), 50.0, "amber"),
+        (late(2.0, 0.1), 800.0, "amber"),
+        (late(2.0, 0.9), 50.0, None),
+        (late(2.0, 0.01), 2.0, None),
+    ],
+    ids=["one answer is left", "few of each token", "two fifths, as in healthy runs", "there never were many"],
 )
-def test_a_policy_that_is_paid_and_left_with_one_answer_of_thousands_is_told(
+def test_a_policy_that_is_paid_and_left_with_few_answers_of_thousands_is_told(
     entropy: Column, tokens: float, severity: str | None
 ) -> None:
     given = log({"objective/entropy": entropy, "objective/reward": ramp(0.0, 2.0), "lengths/response_mean": tokens})

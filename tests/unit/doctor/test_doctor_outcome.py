@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.unit.doctor.policy_log import STEPS, Column, log, ramp, wave
 
 from assay.data.baselines import Baselines
 from assay.doctor import data, labels, outcome
@@ -55,7 +56,7 @@ def named(given: Diagnosis) -> list[tuple[str, str]]:
 def test_a_policy_that_has_become_better_gives_no_finding(kind: str) -> None:
     given = diagnosed(kind)
     assert named(given) == []
-    assert given.unchecked == ()
+    assert {one.mode.name for one in given.unchecked} <= {"reward-falls"}  # which reads the log
 
 
 @pytest.mark.parametrize(
@@ -89,9 +90,27 @@ def test_answers_that_were_broken_before_are_not_blamed_on_the_stage() -> None:
     assert "before this stage" not in found.explanation
 
 
+@pytest.mark.parametrize(
+    ("rewards", "found"),
+    [
+        (ramp(1.5, -1.5), [("reward-falls", "red")]),
+        (ramp(-1.5, 1.5), []),
+        (wave(0.5, 0.5), []),
+        ([*ramp(0.0, 1.0, 12), *ramp(1.0, 0.3, 12)], []),  # above where it began
+        ([0.1] * STEPS, []),
+    ],
+)
+def test_a_reward_that_has_fallen_is_an_outcome(rewards: Column, found: list[tuple[str, str]]) -> None:
+    given = examine([log({"objective/reward": rewards})], OURS)
+    assert named(given) == found
+    few = examine([log({"objective/reward": rewards}, steps=9)], OURS).unchecked
+    assert "9 steps, and 10 are needed" in {one.why for one in few}
+
+
 def test_what_was_not_measured_is_unchecked() -> None:
     given = examine([Log("ppo", "aligned")], OURS)
-    assert {unchecked.mode.name for unchecked in given.unchecked} == {"worse-than-before", "wrong-refusals"}
+    outcomes = {"worse-than-before", "wrong-refusals", "reward-falls"}
+    assert {unchecked.mode.name for unchecked in given.unchecked} == outcomes
 
 
 def test_an_outcome_stands_behind_everything_else_and_alone_where_there_is_nothing_else() -> None:

@@ -24,13 +24,13 @@ ALL = [mode.name for mode in modes() if mode.number <= CATALOGUE and FAMILIES]
 TITLES = {picture.mode: picture.title for picture in plots.PICTURES}
 
 
-def test_there_is_a_picture_for_each_mode_and_a_fault_behind_it():
-    assert sorted(TITLES) == sorted(ALL)
+def test_there_is_a_picture_for_each_mode_of_the_catalogue_and_a_fault_behind_it():
+    assert set(ALL) <= set(TITLES)
     assert len(ALL) == CATALOGUE
-    assert [name for name in ALL if not counterparts.faults_of(name)] == []
+    assert [name for name in TITLES if not counterparts.faults_of(name)] == []
 
 
-@pytest.mark.parametrize("mode", ALL)
+@pytest.mark.parametrize("mode", TITLES)
 def test_the_page_shows_its_picture(mode: str):
     text = (PAGES / f"{mode}.md").read_text(encoding="utf-8")
     assert re.findall(r"!\[(.+)\]\(images/(.+)\.svg\)", text) == [(TITLES[mode], mode)]

@@ -41,7 +41,7 @@ CASES: list[tuple[str, dict[str, Column], dict[str, Column]]] = [
     ("entropy-out-of-bounds", {"objective/entropy": late(0.5, 0.08), "objective/reward": wave(0, 0.1)},
      {"objective/entropy": late(0.5, 0.12), "objective/reward": wave(0, 0.1)}),
     ("entropy-out-of-bounds", {"objective/entropy": late(0.5, 0.08), "objective/reward": ramp(0, -1)},
-     {"objective/entropy": late(0.5, 0.08)}),  # what it became sure of pays
+     {"objective/entropy": late(0.5, 0.08), "lengths/response_mean": 10.0}),  # what it became sure of pays
     # reward
     ("reward-hacking", {"objective/truth": ramp(12.0, 10.0)},
      {"objective/truth": ramp(12.0, 10.0), "objective/reward": 0.5}),

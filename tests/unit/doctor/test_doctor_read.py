@@ -192,9 +192,9 @@ def test_a_table_may_have_columns_that_nobody_knows(tmp_path: Path) -> None:
     table.write_text("step,loss,charm,colour,mine/own,rewards/f/mean\n1,0.5,1,red,3,4\n2,0.4,2,blue,3,4\n")
     found = read(table)
     assert found.logs[0]["train/loss"].steps.tolist() == [1, 2]
-    assert found.notes == [
-        "metrics.csv: no cell holds a number under colour",
-        "metrics.csv: nothing is known of charm, mine/own",
+    assert found.notes[1:] == [
+        "metrics.csv: cells that are no numbers are left out: colour (2, such as 'red')",
+        "metrics.csv: nothing is known of charm",
     ]
 
 

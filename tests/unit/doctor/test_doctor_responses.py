@@ -24,6 +24,12 @@ def test_a_number_that_was_never_logged_is_not_told() -> None:
     assert "of the answers are empty" in only(diagnosed(log({"lengths/empty": late(0.0, 0.5)}))).evidence
 
 
+@pytest.mark.parametrize(("share", "sure"), [(wave(0.65, 0.05), "likely"), (wave(0.998, 0.002), "certain")])
+def test_answers_of_which_some_end_may_only_be_too_long(share: Column, sure: str) -> None:
+    found = only(diagnosed(log({"lengths/truncated": share})))
+    assert (found.sureness, "or good answers are longer" in found.explanation) == (sure, True)
+
+
 @pytest.mark.parametrize(("name", "mode"), [("text/repetition", "repetition"), ("lengths/truncated", "never-stops")])
 def test_what_was_so_from_the_start_is_blamed_on_what_came_before(name: str, mode: str) -> None:
     early, grown = (only(diagnosed(log({name: column}))) for column in (wave(0.7, 0.05), late(0.02, 0.7)))

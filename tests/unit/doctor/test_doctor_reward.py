@@ -84,6 +84,52 @@ def test_pairs_learnt_and_not_carried_over_are_told_where_the_held_out_pairs_can
     assert (finding.severity if finding else None) == expected
 
 
+def test_a_share_that_training_has_as_well_was_carried_over() -> None:
+    """58 % of 100 held-out pairs, and 57.5 % of the training pairs: few pairs, and no contradiction."""
+    near = {"accuracy": 0.58, "accuracy_low": 0.482, "accuracy_high": 0.672}
+    given = reward_log(near, accuracy=0.575, train__loss=[0.68] * 400, train__accuracy=[0.575] * 400)
+    assert "reward-at-chance" not in found(given)
+    better = reward_log(near, accuracy=0.575, train__loss=[0.6] * 400, train__accuracy=[0.7] * 400)
+    assert found(better)["reward-at-chance"].severity == "amber"
+
+
+def test_so_few_pairs_that_nobody_can_tell_are_no_guess() -> None:
+    """24 of 40 held-out pairs, and 60 % of 160 of training, z = 2.5."""
+    few = {"accuracy": 0.6, "accuracy_low": 0.446, "accuracy_high": 0.737}
+    given = examine([reward_log(few, train__accuracy=[0.6] * 20)], MINE)
+    assert "reward-at-chance" not in {finding.mode.name for finding in given.findings}
+    (why,) = (one.why for one in given.unchecked if one.mode.name == "reward-at-chance")
+    assert "held-out accuracy 60.0% [44.6%, 73.7%]" in why
+    assert "so few cannot tell" in why
+
+
+def test_a_guess_that_costs_more_than_a_guess_wants_a_lower_rate() -> None:
+    guess = {"accuracy": 0.51, "accuracy_low": 0.48, "accuracy_high": 0.54}
+    finding = found(reward_log(guess, accuracy=0.5, train__loss=[4.0] * 40))["reward-at-chance"]
+    assert finding.advice.startswith("Lower `optim.learning_rate` tenfold")
+
+
+@pytest.mark.parametrize(
+    ("worst", "alarm"),
+    [
+        (
+            [65.6, 0.9, 1.1, 2.1, 0.8, 0.3, 8.4, 91.3, 140.0, 268.0],
+            True,
+        ),  # as in a real run; no mean of these has a bound
+        ([3.0] + [0.7] * 9, False),  # one batch
+        ([1.0] * 10, False),  # 1.44 times a guess
+        ([1.1] * 10, True),
+    ],
+)
+def test_a_loss_that_was_thrown_up_and_came_back_is_told_and_is_not_fatal(worst: list[float], alarm: bool) -> None:
+    finding = found(reward_log(train__loss=[0.69, *worst, *[0.6] * 29])).get("loss-blow-up")
+    assert (finding is not None) == alarm
+    if finding:
+        assert (finding.severity, finding.fatal) == ("red", False)
+    at_the_end = found(reward_log(train__loss=[0.69, *[0.6] * 29, *[3.0] * 10]))["loss-blow-up"]
+    assert at_the_end.fatal
+
+
 @pytest.mark.parametrize(("ties", "alarm"), [(70, False), (90, True)])
 def test_ties_are_rounding(ties: int, alarm: bool) -> None:
     """Of 1,000 pairs: 70 is 7 %, with a 99.9 % interval from 4.6 %; 90 is 9 %, from 6.3 %."""
@@ -173,6 +219,9 @@ def test_what_is_not_finite_is_named_with_its_first_step_in_any_log() -> None:
     finding = found(log({"train/loss": values, "train/grad_norm": [1.0, 1.0, math.nan, 1.0]}, kind="ppo"))["not-finite"]
     assert "train/loss at step 2" in finding.evidence
     assert "50%" in finding.evidence
+    assert finding.change == {}
+    known = found(log({"train/loss": values}, kind="ppo", optim={"learning_rate": 3e-4}))["not-finite"]
+    assert known.change == {"here.optim.learning_rate": 1e-4}
 
 
 @pytest.mark.parametrize(
@@ -194,6 +243,16 @@ def test_overfitting_is_a_validation_loss_that_rises_twice_above_a_low_training_
     assert (finding.severity if finding else None) == severity
     if finding:
         assert finding.change == {"here.epochs": 2}  # lowest at step 20 of 40
+        assert "`epochs: 2`" in finding.advice
+
+
+def test_overfitting_speaks_of_what_the_stage_reads_and_of_the_passes_it_makes() -> None:
+    curves = {"train/loss": [2.0] * 20 + [0.3] * 20, "eval/loss": [1.0, 0.9, 0.95, 1.0]}
+    pairs = found(log(curves, kind="reward", epochs=4))["overfitting"]
+    assert "seen the pairs so often" in pairs.explanation
+    once = found(log(curves, kind="sft", epochs=1, optim={"learning_rate": 3e-4}))["overfitting"]
+    assert "epochs" not in once.advice
+    assert once.change == {"here.optim.learning_rate": 1e-4}
 
 
 def test_what_a_log_does_not_have_is_unchecked() -> None:

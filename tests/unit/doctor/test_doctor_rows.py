@@ -28,13 +28,7 @@ def test_cells_that_are_empty_or_words_are_gaps(tmp_path: Path) -> None:
     assert column(rows, "kl") == [(1, -0.5), (3, 0.5)]
     assert column(rows, "lr") == [(1, 1e-5), (3, 1e-5)]
     assert column(rows, "colour") == []
-    assert notes == ["metrics.csv: no cell holds a number under colour"]
-
-
-def test_of_columns_of_one_name_the_last_is_read(tmp_path: Path) -> None:
-    rows, notes = table(tmp_path, "step,loss,loss\n1,0.5,0.7\n")
-    assert column(rows, "loss") == [(1, 0.7)]
-    assert notes == ["metrics.csv: of several columns named loss the last one is read"]
+    assert notes == ["metrics.csv: cells that are no numbers are left out: colour (2, such as 'red')"]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +61,40 @@ def test_a_line_whose_step_is_no_number_is_left_out(tmp_path: Path) -> None:
 def test_lines_without_a_step_are_numbered(tmp_path: Path) -> None:
     rows, notes = table(tmp_path, "loss\n0.5\n0.4\n")
     assert column(rows, "loss") == [(1, 0.5), (2, 0.4)]
-    assert notes == ["metrics.csv has no column named step, global_step, Step, episode or epoch: lines are numbered"]
+    (said,) = notes
+    assert said == (
+        "metrics.csv has no column named step, global_step, train/global_step, Step or episode: lines are numbered"
+    )
+
+
+def test_epochs_are_no_steps_and_every_line_stays(tmp_path: Path) -> None:
+    rows, _ = table(tmp_path, "epoch,loss\n0.02,3\n0.04,2\n1.0,1\n")
+    assert column(rows, "loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert column(rows, "epoch") == [(1, 0.02), (2, 0.04), (3, 1.0)]
+
+
+def test_the_trainers_own_steps_are_taken_before_those_of_weights_and_biases(tmp_path: Path) -> None:
+    rows, _ = table(tmp_path, "Step,train/global_step,train/loss\n1,10,3\n2,20,2\n")
+    assert column(rows, "train/loss") == [(10, 3.0), (20, 2.0)]
+
+
+def test_steps_may_have_commas_between_thousands_and_nothing_else_may(tmp_path: Path) -> None:
+    rows, notes = table(tmp_path, 'step,loss\n500,"0,693"\n"1,000",0.5\n')
+    assert column(rows, "loss") == [(1000, 0.5)]
+    assert notes == ["metrics.csv: cells that are no numbers are left out: loss (1, such as '0,693')"]
+
+
+def test_a_chart_of_weights_and_biases_is_read_without_the_name_of_its_run(tmp_path: Path) -> None:
+    header = "Step,my - run7 - train/loss,my - run7 - train/loss__MIN,my - run7 - train/loss__MAX"
+    rows, notes = table(tmp_path, f"{header}\n1,0.6,0.6,0.6\n2,0.5,0.5,0.5\n")
+    assert (column(rows, "train/loss"), notes) == ([(1, 0.6), (2, 0.5)], [])
+    assert set(rows[0][1]) == {"Step", "train/loss"}
+
+
+def test_of_two_columns_with_one_name_it_is_told_which_is_read(tmp_path: Path) -> None:
+    rows, notes = table(tmp_path, "step,loss,loss\n1,2.0,1.0\n")
+    assert column(rows, "loss") == [(1, 1.0)]
+    assert notes == ["metrics.csv: of columns with one name the last is read: loss"]
 
 
 def test_in_a_history_nan_was_measured(tmp_path: Path) -> None:
@@ -84,6 +111,8 @@ def test_in_a_history_nan_was_measured(tmp_path: Path) -> None:
         ("x.csv", b"step,loss\n", "has a header and no line below it"),
         ("x.csv", b"step;loss\n1;0,5\n", "separates its columns with ';'"),
         ("x.csv", b"step\tloss\n1\t0.5\n", r"separates its columns with '\\t'"),
+        ("x.csv", b"step,loss\nfirst,0.5\n", r": 1 of 1 lines are left out, for their step is no number \(first\)"),
+        ("x.csv", b"Step,a - loss,b - loss\n1,0.5,0.4\n", "holds metrics of 2 runs: a, b"),
         ("x.csv", bytes(range(256)), r"is no text in UTF-8 \(byte 128\)"),
         ("x.csv", b"step,loss\n1," + b"9" * 200_000, "is no table: field larger than field limit"),
         ("state.json", bytes(range(256)), "is no text in UTF-8"),
@@ -98,6 +127,6 @@ def test_a_file_without_rows_is_refused_with_the_reason_and_the_way_out(
 ) -> None:
     (path := tmp_path / name).write_bytes(content)
     csv.field_size_limit(2**17)  # of the whole process; who reads large tables raises it
-    with pytest.raises(UsageError, match=rf"{name} {said}") as error:
+    with pytest.raises(UsageError, match=rf"{name} ?{said}") as error:
         (of_table if name == "x.csv" else of_history)(path, [])
     assert error.value.hint

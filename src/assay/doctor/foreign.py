@@ -9,7 +9,6 @@ PPO in 1.10.0, the last release that has it; a few names are of releases before 
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress

@@ -9,7 +9,7 @@ import numpy as np
 
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode, Severity
-from assay.doctor.log import Log, Series
+from assay.doctor.log import TRAINING, Log, Series
 from assay.doctor.sft import GUESS, WORSE, slower
 from assay.doctor.window import CONFIDENCE
 from assay.statistics import wilson

@@ -85,15 +85,6 @@ def _metrics(path: Path, header: Sequence[str]) -> dict[str, str]:
     return {column: column.rpartition(" - ")[2] for column in header if not column.endswith(("__MIN", "__MAX"))}
 
 
-def _unread(name: str, header: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Columns of which nothing, or only a part, is read."""
-    if twice := [column for column, count in Counter(header).items() if count > 1]:
-        yield f"{name}: of several columns named {', '.join(twice)} the last one is read"
-    filled = {column: [line[column] for line in lines if line.get(column)] for column in header}
-    if words := [column for column, cells in filled.items() if cells and all(_number(cell) is None for cell in cells)]:
-        yield f"{name}: no cell holds a number under {', '.join(words)}"
-
-
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")

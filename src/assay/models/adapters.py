@@ -150,7 +150,8 @@ class Adapters:
             self._peft = peft.get_peft_model(self.model, config, adapter_name=name)
         else:
             self._peft.add_adapter(name, config)
-        if experts := self._peft.peft_config[name].target_parameters:  # which peft takes for layers of that name
+        experts = getattr(self._peft.peft_config[name], "target_parameters", None)
+        if experts:  # which peft has taken for layers of that name
             kind, named = self.model.config.model_type, ", ".join(sorted(experts))
             raise ModelError(
                 f"LoRA on experts is not supported: {named} of this {kind}",

@@ -7,6 +7,7 @@ import ctypes
 import functools
 import platform
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class ProductConv1D(Conv1D):
 FASTER: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: ProductLinear, Conv1D: ProductConv1D}
 
 
-def is_linear(module: nn.Module) -> bool:
+def is_linear(module: object) -> TypeGuard[nn.Linear | Conv1D]:
     """Whether a module is a linear layer and nothing else: a router that inherits from one returns more."""
     plain = (*FASTER, *FASTER.values())
     return isinstance(module, nn.Linear | Conv1D) and type(module).forward in {kind.forward for kind in plain}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from assay.cli.doctor import told
 from assay.doctor.detector import Detector, Missing, examine
 from assay.doctor.finding import Diagnosis, Finding, Mode, Unchecked, diagnosis
 from assay.doctor.log import Log
@@ -91,6 +92,12 @@ def test_the_graph_of_a_run_stands_in_its_summary(tmp_path: Path) -> None:
     assert read_run(tmp_path).graph == GRAPH
     (tmp_path / "summary.json").write_text("{")
     assert read_run(tmp_path).graph == {}
+
+
+def test_a_consequence_is_told_with_its_severity() -> None:
+    given = diagnosis([found(SMOKE), found(SPARK, "amber"), found(FIRE, "amber")])
+    said = [line.split(None, 1) for line in told(1, given.causes[0], given)]
+    assert [rest for word, rest in said if word == "so"] == ["Smoke (ppo): red, seen", "Fire (ppo): amber, seen"]
 
 
 def test_the_verdict_is_that_of_the_gravest_finding() -> None:

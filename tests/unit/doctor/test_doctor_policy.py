@@ -11,6 +11,7 @@ from tests.unit.doctor.policy_log import HEALTHY, OURS, Column, diagnosed, kl_fr
 
 from assay.doctor.detector import examine
 from assay.doctor.finding import Diagnosis
+from assay.doctor.outcome import REWARD_FALLS
 
 
 @pytest.mark.parametrize("kind", ["ppo", "group"])
@@ -104,7 +105,11 @@ def test_every_mode_has_a_page_that_says_its_title() -> None:
 
 
 def test_every_fault_is_of_a_mode_that_is_looked_for_and_every_mode_has_one() -> None:
-    assert {fault.mode for fault in trial.FAULTS} == {mode.name for one in OURS for mode in one.modes}
+    looked_for = {mode.name for one in OURS for mode in one.modes}
+    assert {fault.mode for fault in trial.FAULTS} == {
+        *looked_for,
+        REWARD_FALLS.name,
+    }
 
 
 CHEAP = ("broken-groups", "kl-before-training", "groups-without-signal", "negative-kl")

@@ -192,9 +192,9 @@ def test_a_table_may_have_columns_that_nobody_knows(tmp_path: Path) -> None:
     table.write_text("step,loss,charm,colour,mine/own,rewards/f/mean\n1,0.5,1,red,3,4\n2,0.4,2,blue,3,4\n")
     found = read(table)
     assert found.logs[0]["train/loss"].steps.tolist() == [1, 2]
-    assert found.notes[1:] == [
+    assert found.notes == [
         "metrics.csv: cells that are no numbers are left out: colour (2, such as 'red')",
-        "metrics.csv: nothing is known of charm",
+        "metrics.csv: nothing is known of charm, mine/own",
     ]
 
 
@@ -203,7 +203,7 @@ def test_a_table_may_have_columns_that_nobody_knows(tmp_path: Path) -> None:
     [
         ("notes.txt", "hello", "no run"),
         ("x.csv", "a,b\n1,2\n", "none of the metrics"),
-        ("x.csv", 'step,loss\n"one",0.5\n', "none of the metrics.*; x.csv: 1 of 1 lines are left out, for their step"),
+        ("x.csv", 'step,loss\n"one",0.5\n', "1 of 1 lines are left out, for their step is no number"),
     ],
 )
 def test_what_is_no_log_is_refused_with_the_way_out(tmp_path: Path, name: str, text: str, said: str) -> None:

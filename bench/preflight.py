@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=common.RESULTS)
     asked = parser.parse_args()
     common.two_cores()
-    facts = common.origin("make preflight")
+    facts = common.origin(shlex.join(["python", "-m", "bench.preflight", *sys.argv[1:]]))
     rows = [row for name in asked.only for row in compared(name)]
     common.write(asked.results / "preflight.md", page(facts, rows))
 

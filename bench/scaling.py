@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -67,7 +69,7 @@ def main() -> None:
     asked = parser.parse_args()
     common.two_cores()
     torch.set_num_threads(THREADS)
-    facts = common.origin("make bench-scaling")
+    facts = common.origin(shlex.join(["python", "-m", "bench.scaling", *sys.argv[1:]]))
     seconds: dict[str, dict[int, float]] = {}
     for axis in asked.only:
         _, sizes = AXES[axis]

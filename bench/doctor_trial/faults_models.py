@@ -274,12 +274,12 @@ def steps_too_long(folder: Path) -> list[Evidence]:
 
 
 def recites(folder: Path) -> list[Evidence]:
-    """One answer to each question, thirty times over."""
+    """One answer to each question, sixty times over."""
     noise = chance()
     few = [Demonstration(q, noise.choice(COLOURS)) for q in (*QUESTIONS, *ASKED)]
     held = [Demonstration(q, colour) for q in ASKED for colour in COLOURS]
     data = replace(toy_data(), demonstrations=Splits(few, held, held))
-    return [sft_log(folder, data, epochs=30, validate_every=6)]
+    return [sft_log(folder, data, epochs=60, validate_every=6)]
 
 
 def follows_itself(folder: Path) -> list[Evidence]:
@@ -299,13 +299,13 @@ def never_moves(folder: Path) -> list[Evidence]:
 
 
 def too_fast(folder: Path) -> list[Evidence]:
-    return [direct_log(folder, epochs=4, optim={"learning_rate": 6e-3, "schedule": "constant"})]
+    return [direct_log(folder, epochs=4, optim={"learning_rate": 3e-2, "schedule": "constant"})]
 
 
 def trivial_pairs(folder: Path) -> list[Evidence]:
     pairs = [Preference(q, "blue", f"{thing} grass fire") for q in QUESTIONS for thing in COLOURS]
     data = replace(toy_data(), preferences=Splits(pairs * 40, pairs, pairs))
-    return [direct_log(folder, data, epochs=1)]
+    return [direct_log(folder, data, epochs=1, optim={"learning_rate": 2e-4, "schedule": "constant"})]
 
 
 def longer_is_better(folder: Path) -> list[Evidence]:
@@ -473,11 +473,11 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault("not-finite", "a trainer that goes on after an overflow", goes_on),
     Fault("length-bias", "five points for every character", pays_for_length),
-    Fault("overfitting", "one answer a question, thirty epochs", recites),
+    Fault("overfitting", "one answer a question, sixty epochs", recites),
     Fault("loss-blow-up", "a thousand times the learning rate, without warmup", steps_too_long),
     Fault("stuck-at-ln2", "policy and reference share their weights", follows_itself),
     Fault("stuck-at-ln2", "the optimizer has copies of the weights", never_moves),
-    Fault("chosen-falls", "twenty times the learning rate", too_fast),
+    Fault("chosen-falls", "a hundred times the learning rate", too_fast),
     Fault("saturated-early", "the rejected answer is always nonsense", trivial_pairs),
     Fault("length-growth", "the chosen answer is always the longer", longer_is_better),
     Fault(

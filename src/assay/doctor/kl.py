@@ -162,7 +162,7 @@ def entropy_out_of_bounds(log: Log) -> Iterator[Finding]:
     if low > EXPLODED * start and low - start > LEAST_CHANGE:
         cause = "A bonus for entropy, or noise in the updates, outweighs the reward."
         change = {"entropy_coef": 0.0}
-        yield Finding(ENTROPY_OUT_OF_BOUNDS, log.where, seen, "red", "likely", cause, WHEN_EXPLODED, change)
+        yield Finding(ENTROPY_OUT_OF_BOUNDS, log.where, seen, "red", "certain", cause, WHEN_EXPLODED, change)
     elif high < COLLAPSED * start and start - high > LEAST_CHANGE:
         if not rose(log["objective/reward"]):
             cause = "The policy has become sure of one answer without having been paid for it."

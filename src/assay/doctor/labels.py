@@ -28,6 +28,7 @@ from assay.doctor.data import (
 from assay.doctor.detector import Missing, detects
 from assay.doctor.finding import Finding, Mode
 from assay.doctor.log import Log
+from assay.doctor.reward import told_apart
 from assay.statistics import Floats
 from assay.types import Preference, Prompt
 
@@ -107,9 +108,12 @@ def against_people(scored: Scored) -> Iterator[Finding]:
 
 @detects(SWAPPED_LABELS, kinds=("reward",))
 def below_chance(log: Log) -> Iterator[Finding]:
-    """Accuracy and gap both on the wrong side: were only one of them, it would be a matter of outliers or ties."""
+    """Accuracy and gap both on the wrong side: were only one of them, it would be a matter of outliers or ties.
+
+    A model that has learnt nothing has a side by chance.
+    """
     high, gap_high = log.number("accuracy_high"), log.number("reward_gap_high")
-    if high < 0.5 and gap_high < 0:
+    if high < 0.5 and gap_high < 0 and told_apart(log):
         said = (
             f"accuracy {log.number('accuracy'):.1%} (at most {high:.1%}), and the gap is {log.number('reward_gap'):.2f}"
         )

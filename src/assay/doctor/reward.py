@@ -85,6 +85,7 @@ NARROW = 0.1  # half an interval: beyond that, held-out pairs cannot say that no
 TELLING = 0.6  # share of pairs that a model which has learnt something is right in: people agree in more
 FEW_TIES = 0.05  # in fp32 equal scores of different texts do not occur; the catalogue's proposal
 CONSTANT = 1e-3  # standard deviation of scores, before calibration; those of a random head have about 1
+COARSE = 8.0  # scores from which on bf16 has no more than 32 numbers to a unit
 DRIFT = 5.0  # |mean| in standard deviations; centred models of the embedded recipe have less than 0.1
 TASTE = 0.1  # share of pairs; two shares that differ by x correlate with length by 2x more, the catalogue's 0.2
 STRONG_TASTE = 0.2
@@ -105,15 +106,16 @@ def held_out(log: Log, name: str) -> float:
 
 @detects(REWARD_AT_CHANCE, kinds=("reward",))
 def at_chance(log: Log) -> Iterator[Finding]:
-    """The interval of the held-out accuracy has ½ inside; the pairs of training say whether anything was learnt.
+    """Held-out pairs are not surely in the right order; the pairs of training say whether anything was learnt.
 
-    A guess must not be one for want of pairs: one of the two intervals lies below what a model would be right in.
+    Surely in the wrong order is what a head at random may be, too; one that has learnt has swapped labels. A guess must
+    not be one for want of pairs: one of the two intervals lies below what a model would be right in.
     """
     accuracy, low, high = (held_out(log, name) for name in ("accuracy", "accuracy_low", "accuracy_high"))
-    if not low <= 0.5 <= high:
+    learnt, right, pairs = training_accuracy(log)
+    if low > 0.5 or (learnt and high < 0.5):
         return
     loss = float(log["train/loss"].tail(max(1, len(log["train/loss"]) // 4)).mean())
-    learnt, right, pairs = training_accuracy(log)
     held = f"held-out accuracy {accuracy:.1%} [{low:.1%}, {high:.1%}]"
     trained = f"in the second half of training {right:.1%} of about {pairs} pairs"
     seen = f"{held}; {trained}, loss {loss:.3f} (a guess: 0.693)"
@@ -156,6 +158,12 @@ def training_accuracy(log: Log) -> tuple[bool, float, int]:
     return (share - 0.5) * math.sqrt(4 * pairs) > 3, share, pairs
 
 
+def told_apart(log: Log) -> bool:
+    """Whether the pairs of training were."""
+    learnt, _, _ = training_accuracy(log)
+    return learnt
+
+
 @detects(AGAINST_MARGIN, kinds=("reward",))
 def against_margin(log: Log) -> Iterator[Finding]:
     """Ties, median and mean of the margins: rounding, outliers, or a part whose labels are swapped."""
@@ -175,6 +183,7 @@ def against_margin(log: Log) -> Iterator[Finding]:
             cause=f"Scores are rounded: near {offset:.0f} the format has no numbers between most pairs, which then "
             "tie, and a tie that counts as wrong makes the accuracy look worse than the model is.",
             cure="Compute head and scores in fp32, and centre the scores (`centring: 0.01`).",
+            brings=(CONSTANT_SCORES.name, REWARD_AT_CHANCE.name) if offset > COARSE else (),
         )
         return
     wrong = round((1 - accuracy) * n - ties / 2)

@@ -380,7 +380,7 @@ PICTURES: tuple[Picture, ...] = (
     ),
     Picture(
         "chosen-falls",
-        "Twenty times the learning rate: chosen answers fall while the margin grows",
+        "A hundred times the learning rate: chosen answers fall while the margin grows",
         lines(
             metric("train/chosen_logprob", label="log-probability, chosen"),
             metric("train/reward_margin", label="margin"),

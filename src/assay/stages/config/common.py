@@ -67,7 +67,7 @@ class TrainingConfig(StageConfig):
     )
     max_length: PositiveInt = Field(default=512, description="longest row in tokens; prompts are cut from the left")
     gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations: less memory, a third more time"
+        default=False, description="recompute activations: less memory, for one more forward pass a step"
     )
     checkpoint_every: PositiveInt = Field(default=50, description="optimizer steps between checkpoints")
 

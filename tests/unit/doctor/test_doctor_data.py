@@ -23,6 +23,7 @@ from assay.doctor.finding import Finding
 from assay.doctor.labels import Scored
 from assay.doctor.log import Log
 from assay.errors import DataError
+from assay.tracking.metrics import MetricsLine
 from assay.types import Demonstration, Message, Preference, Prompt
 
 TRAINED = {"swapped-labels", "label-noise", "too-good-to-be-true", "response-cut-away", "eos-not-learned"}
@@ -283,7 +284,9 @@ def test_a_model_that_adds_nothing_to_length_took_the_shortcut() -> None:
 
 
 def reported(**final: float) -> Log:
-    return Log("reward", "reward", final=final)
+    """The report of a reward model that has learnt its training pairs."""
+    lines = [MetricsLine(step, 0.0, {"train/accuracy": 0.9}) for step in range(1, 41)]
+    return Log.of("reward", "reward", lines, final=final, config={"batch_size": 8})
 
 
 def test_accuracy_and_gap_below_chance_are_swapped_labels_and_one_of_them_is_not() -> None:
@@ -291,6 +294,8 @@ def test_accuracy_and_gap_below_chance_are_swapped_labels_and_one_of_them_is_not
     assert names(labels.below_chance(reported(**low))) == ["swapped-labels"]
     for other in ({"reward_gap_high": 0.2}, {"accuracy_high": 0.51}):
         assert list(labels.below_chance(reported(**{**low, **other}))) == []
+    guess = Log.of("reward", "reward", [MetricsLine(1, 0.0, {"train/accuracy": 0.5})], final=low)
+    assert list(labels.below_chance(guess)) == []
     with pytest.raises(Missing):
         list(labels.below_chance(reported(accuracy=0.3)))
 

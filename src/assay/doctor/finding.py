@@ -113,11 +113,6 @@ class Finding:
         """Severity first, sureness second."""
         return SEVERITIES.index(self.severity), SURENESS.index(self.sureness)
 
-    @property
-    def rank(self) -> tuple[tuple[int, int], int]:
-        """Of two that explain each other the one of higher rank is the cause: the graver, or the earlier mode."""
-        return self.weight, -self.mode.number
-
 
 Places = Mapping[str, Collection[str]]
 """A stage → the places whose results it was made from: the graph of a run."""
@@ -161,13 +156,21 @@ class Diagnosis:
 
     @property
     def causes(self) -> list[Finding]:
-        """Findings that no other explains, the gravest first; of two that explain each other the graver."""
+        """Findings that no other explains, the gravest first; of those that explain each other the first in `rank`."""
         follow = {id(finding): {id(one) for one in self.consequences_of(finding)} for finding in self.findings}
+
+        def both(one: Finding, other: Finding) -> bool:
+            return id(one) in follow[id(other)] and id(other) in follow[id(one)]
+
+        def rank(finding: Finding) -> tuple[int, int, int, int]:
+            """The graver; the one that brings about most of the others itself; the surer; the earlier mode."""
+            severity, sureness = finding.weight
+            brought = sum(both(finding, other) and finding.explains(other, self.places) for other in self.findings)
+            return severity, brought, sureness, -finding.mode.number
 
         def explained(finding: Finding) -> bool:
             return any(
-                id(finding) in follow[id(other)]
-                and not (id(other) in follow[id(finding)] and finding.rank > other.rank)
+                id(finding) in follow[id(other)] and not (both(finding, other) and rank(finding) > rank(other))
                 for other in self.findings
             )
 

@@ -56,6 +56,26 @@ def test_of_two_that_bring_each_other_about_the_graver_is_the_cause(spark: str, 
     assert names(given.causes) == [first]
 
 
+@pytest.mark.parametrize(
+    ("fuel", "flame", "first"),
+    [
+        (("red", "likely"), ("red", "certain"), "fuel"),
+        (("amber", "likely"), ("red", "likely"), "flame"),
+    ],
+    ids=["brings both about", "graver all the same"],
+)
+def test_of_a_circle_the_cause_is_what_brings_most_of_it_about_itself(
+    fuel: tuple[str, str], flame: tuple[str, str], first: str
+) -> None:
+    """Flame leads back to fuel by way of heat alone, so its being surer does not make it the cause."""
+    circle = [
+        found(mode(3, "fuel", "flame", "heat"), *fuel),
+        found(mode(2, "flame", "heat"), *flame),
+        found(mode(1, "heat", "fuel"), "amber"),
+    ]
+    assert names(diagnosis(circle).causes) == [first]
+
+
 GRAPH = {"sft": ["data"], "reward": ["data", "sft"], "ppo": ["data", "sft", "reward"], "dpo": ["data", "sft"]}
 
 

@@ -8,6 +8,7 @@ Two steps of every race that is asked for, after one to warm up, in the same set
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import re
 import shlex
@@ -75,6 +76,7 @@ def kinds(race: Race, folder: Path) -> tuple[float, dict[str, float]]:
         policy = folder / ("counting" if race.samples else "policy")
         job = {**SHARED, **race.job(), "policy": str(policy), "reward": str(folder / "reward"), "scratch": scratch}
         ours.RUNS[race.name](job, rows[: race.prompts])
+        gc.collect()
         return profiled(lambda: ours.RUNS[race.name](job, rows))
 
 
@@ -105,8 +107,7 @@ def shares_of(spent: Mapping[str, float], seconds: float) -> dict[str, float]:
 NOTES = """\
 Seconds are of two steps, or of the whole generation; the profiler itself costs some percent. Products are those with
 weights; attention is its own products and softmax. What products alone would take at the peak is the share in the
-tables above. Full fine-tuning's optimizer is slow once: its moments are new memory in the first of the two steps (1.7 s
-at GPT-2's shape, and 0.1 s in later ones).
+tables above. Full fine-tuning's optimizer is slow once: its moments are new memory in the first of the two steps.
 """
 
 if __name__ == "__main__":

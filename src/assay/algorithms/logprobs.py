@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from assay.algorithms.masked import masked_mean
-from assay.algorithms.product import autocasts, product
+from assay.algorithms.product import add_product, autocasts, product
 
 CHUNK = 256
 """Rows of logits alive at once: enough to keep the matrix product busy, little enough to stay in a CPU's cache."""
@@ -26,20 +27,23 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk: int = CHUNK,
     with_entropy: bool = False,
+    alike: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """log p(id) of each token, and the entropy of the whole distribution where asked for.
 
         z = (h·Wᵀ + b) / temperature        log p(id) = z_id − log Σ_v e^{z_v}        H = −Σ_v p_v·log p_v
 
     Logits exist for `chunk` rows at a time. Where the head learns, they are computed again in the backward pass: one
-    more matrix product, and nothing kept but the inputs and the entropies. Where it is frozen (LoRA) and no entropy is
-    asked for, ∂log p(id)/∂h = (W_id − Σ_v p_v·W_v) / temperature is taken on the way, and the backward pass scales it.
+    more matrix product, and nothing kept but the inputs and the entropies. Without entropies that is spared where the
+    head is frozen (LoRA), or where all tokens are `alike`: the loss is their sum, be it times a number. Then
+    ∂log p(id)/∂z = onehot(id) − p is used on the way, and the backward pass scales what came of it.
     The head works in float32 (float64 for float64 input), under autocast too; a half-precision weight is copied to
     float32 for the call.
-    Shapes: [N, D], [V, D], [N], bias [V] → [N] and [N] or None, in nats.
+    Shapes: [N, D], [V, D], [N], bias [V] → [N] and [N] or None, in nats. Raises ValueError in the backward pass where
+    tokens that were said to be alike are not; on a CPU, for elsewhere asking would wait for the device.
     """
     logprobs_N, entropy_N = _ChunkedLogprobs.apply(
-        hidden_ND, lm_head_weight_VD, bias, ids_N, temperature, chunk, with_entropy
+        hidden_ND, lm_head_weight_VD, bias, ids_N, temperature, chunk, with_entropy, alike
     )
     return logprobs_N, entropy_N if with_entropy else None
 
@@ -66,22 +70,23 @@ class _ChunkedLogprobs(Function):
         temperature: float,
         chunk: int,
         with_entropy: bool,
+        alike: bool,
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
         logprobs_N = torch.empty(len(ids_N), dtype=dtype, device=hidden_ND.device)
         entropy_N = torch.empty(len(ids_N) if with_entropy else 0, dtype=dtype, device=hidden_ND.device)
         weight, bias = weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
-        ctx.on_the_way = ctx.needs_input_grad[:3] == (True, False, False) and not with_entropy
-        slope_ND = torch.empty_like(hidden_ND) if ctx.on_the_way else None
+        needs_head = any(ctx.needs_input_grad[1:3])
+        ctx.on_the_way = any(ctx.needs_input_grad) and not with_entropy and (alike or not needs_head)
+        slopes = _Slopes(hidden_ND, weight, bias, ids_N, temperature, ctx.needs_input_grad) if ctx.on_the_way else None
         for rows in _chunks(len(ids_N), chunk):
             logprobs = _logits(hidden_ND[rows].to(dtype), weight, bias, temperature).log_softmax(dim=-1)
             logprobs_N[rows] = logprobs.gather(1, ids_N[rows, None]).squeeze(1)
             if with_entropy:
                 entropy_N[rows] = logprobs.exp().mul_(logprobs).sum(dim=-1).neg_()
-            if slope_ND is not None:
-                expected = product(logprobs.exp_(), weight.T)
-                slope_ND[rows] = ((weight[ids_N[rows]] - expected) / temperature).to(hidden_ND.dtype)
-        kept = (slope_ND,) if ctx.on_the_way else (hidden_ND, weight_VD, bias_V, ids_N, entropy_N)
+            if slopes:
+                slopes.add(rows, logprobs.exp_().neg_(), torch.ones_like(logprobs[:, :1]))
+        kept = slopes.found if slopes else (hidden_ND, weight_VD, bias_V, ids_N, entropy_N)
         ctx.save_for_backward(*kept)
         ctx.temperature, ctx.chunk, ctx.with_entropy = temperature, chunk, with_entropy
         return logprobs_N, entropy_N
@@ -90,18 +95,13 @@ class _ChunkedLogprobs(Function):
     @once_differentiable
     def backward(ctx: Any, grad_logprobs_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.on_the_way:
-            (slope_ND,) = ctx.saved_tensors
-            return slope_ND * grad_logprobs_N[:, None].to(slope_ND.dtype), *[None] * 6
+            return *_scaled(*ctx.saved_tensors, grad_logprobs_N), *[None] * 5
         hidden_ND, weight_VD, bias_V, ids_N, entropy_N = ctx.saved_tensors
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         dtype = grad_logprobs_N.dtype
         weight, bias = weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
-        grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
+        slopes = _Slopes(hidden_ND, weight, bias, ids_N, ctx.temperature, ctx.needs_input_grad)
         for rows in _chunks(len(ids_N), ctx.chunk):
-            hidden = hidden_ND[rows].to(dtype)
-            logprobs = _logits(hidden, weight, bias, ctx.temperature).log_softmax(dim=-1)
+            logprobs = _logits(hidden_ND[rows].to(dtype), weight, bias, ctx.temperature).log_softmax(dim=-1)
             grad = logprobs.exp()
             outer = grad_logprobs_N[rows, None]
             if ctx.with_entropy:
@@ -109,14 +109,51 @@ class _ChunkedLogprobs(Function):
                 grad.mul_(inner.add_(outer)).neg_()
             else:
                 grad.mul_(-outer)
-            grad.scatter_add_(1, ids_N[rows, None], outer).div_(ctx.temperature)
-            if grad_hidden is not None:
-                grad_hidden[rows] = product(grad, weight.T).to(hidden_ND.dtype)
-            if grad_weight is not None:
-                grad_weight.addmm_(grad.T, hidden)
-            if grad_bias is not None:
-                grad_bias += grad.sum(dim=0)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+            slopes.add(rows, grad, outer)
+        return *slopes.found, *[None] * 5
+
+
+class _Slopes:
+    """Gradients of hidden states, weight and bias, those that are needed, gathered chunk by chunk."""
+
+    def __init__(
+        self,
+        hidden_ND: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        ids_N: Tensor,
+        temperature: float,
+        needs: Sequence[bool],
+    ) -> None:
+        self.hidden_ND, self.weight, self.ids_N, self.temperature = hidden_ND, weight, ids_N, temperature
+        self.found = (
+            torch.empty_like(hidden_ND) if needs[0] else None,
+            torch.zeros_like(weight) if needs[1] else None,
+            torch.zeros_like(bias) if bias is not None and needs[2] else None,
+        )
+
+    def add(self, rows: slice, grad: Tensor, outer: Tensor) -> None:
+        """`grad` is ∂/∂z of these rows but for the tokens' own share, `outer`; it is used up."""
+        grad.scatter_add_(1, self.ids_N[rows, None], outer).div_(self.temperature)
+        of_hidden, of_weight, of_bias = self.found
+        if of_hidden is not None:
+            of_hidden[rows] = product(grad, self.weight.T).to(of_hidden.dtype)
+        if of_weight is not None:
+            add_product(of_weight, grad.T, self.hidden_ND[rows].to(grad.dtype).T)
+        if of_bias is not None:
+            of_bias += grad.sum(dim=0)
+
+
+def _scaled(
+    slope_ND: Tensor | None, slope_VD: Tensor | None, slope_V: Tensor | None, grad_N: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Slopes of Σ log p times what each token counts; the head's have one factor for all, and are scaled in place."""
+    of_head = [slope for slope in (slope_VD, slope_V) if slope is not None]
+    if of_head and grad_N.device.type == "cpu" and not (grad_N == grad_N[:1]).all():
+        raise ValueError("tokens were said to be alike, and their gradients are not")
+    for slope in of_head:
+        slope.mul_(grad_N[:1].sum())
+    return slope_ND if slope_ND is None else slope_ND * grad_N[:, None].to(slope_ND.dtype), slope_VD, slope_V
 
 
 def _chunks(length: int, size: int) -> list[slice]:

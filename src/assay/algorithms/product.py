@@ -25,6 +25,8 @@ WIDE = 256
 """Inputs or outputs of a layer below which what oneDNN prepares and keeps for every shape costs more than it saves."""
 ROWS = 64
 """For which weights are laid out; the layout serves any number of rows."""
+SLICE = 8192
+"""Rows of a sum of products that are multiplied at once."""
 KEPT = "128"
 """Products whose code oneDNN keeps: 0.4 MB for a layer's shape with a number of rows, made in half a millisecond.
 Ragged batches have new numbers of rows in every step, and by itself it keeps 1,024."""
@@ -44,6 +46,15 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
 def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """The same where no gradient is asked for; either matrix may be the transpose of something."""
     return (_onednn if _by_onednn(x, weight_OI) else F.linear)(x, weight_OI, bias_O)
+
+
+def add_product(to_NO: Tensor, x_NI: Tensor, weight_OI: Tensor) -> None:
+    """Add x·Wᵀ to a matrix, in place; no gradient is asked for."""
+    if not _by_onednn(x_NI, weight_OI):
+        to_NO.addmm_(x_NI, weight_OI.T)
+        return
+    for start in range(0, len(to_NO), SLICE):  # what is added exists for a slice at a time
+        to_NO[start : start + SLICE] += _onednn(x_NI[start : start + SLICE], weight_OI)
 
 
 def packed_product(weight_OI: Tensor, bias_O: Tensor | None = None) -> Callable[[Tensor], Tensor]:

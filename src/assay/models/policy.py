@@ -71,8 +71,12 @@ class Policy:
         """How dialogues become its tokens; no row is longer than the model has positions for."""
         return Renderer(self.tokenizer, template=template, max_length=min(max_length, self.context))
 
-    def logprobs(self, batch: TokenBatch, *, temperature: float = 1.0, entropy: bool = False) -> ResponseLogprobs:
+    def logprobs(
+        self, batch: TokenBatch, *, temperature: float = 1.0, entropy: bool = False, alike: bool = False
+    ) -> ResponseLogprobs:
         """log p of every label under softmax(logits / temperature), and the entropy there if asked for.
+
+        `alike`: the loss will be their sum, be it times a number, for which the head does less (`token_logprobs`).
 
         The head runs at label positions only, in fp32. Shapes: [B, T] batch → [B, R].
         """
@@ -80,7 +84,7 @@ class Policy:
         hidden_ND = self.backbone.states(batch, labels.before_N, self.adapter)
         weight, bias = self.head
         logprobs_N, entropy_N = token_logprobs(
-            hidden_ND, weight, labels.ids_N, bias=bias, temperature=temperature, with_entropy=entropy
+            hidden_ND, weight, labels.ids_N, bias=bias, temperature=temperature, with_entropy=entropy, alike=alike
         )
         spread = None if entropy_N is None else labels.spread(entropy_N)
         return ResponseLogprobs(labels.spread(logprobs_N), spread, labels.mask_BR)

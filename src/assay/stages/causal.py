@@ -75,7 +75,7 @@ def imitate(policy: Policy, rows: Sequence[Row], micro_batch_size: int | None, d
     total = sum(len(row.ids) - row.prompt_length for row in rows)
     loss = torch.zeros((), device=device)
     for part in policy.backbone.parts([(row,) for row in rows], micro_batch_size):
-        scored = policy.logprobs(collate([rows[i] for i in part], policy.pad_id).to(device))
+        scored = policy.logprobs(collate([rows[i] for i in part], policy.pad_id).to(device), alike=True)
         share = completion_loss(scored.logprobs_BR, scored.mask_BR, total=total)
         share.backward()
         loss += share.detach()

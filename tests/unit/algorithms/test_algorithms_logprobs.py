@@ -84,6 +84,32 @@ def test_under_a_frozen_head_the_gradient_that_is_taken_on_the_way_is_the_same(c
     assert_same(mine, theirs)
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+@pytest.mark.parametrize("learns", [(True, True, True), (True, False, False), (False, True, True), (True, True, False)])
+def test_for_a_sum_over_all_tokens_every_gradient_is_taken_on_the_way(
+    chunk: int, learns: tuple[bool, bool, bool]
+) -> None:
+    inputs, ids = head()[:3], head()[3]
+    for tensor, one in zip(inputs, learns, strict=True):
+        tensor.requires_grad_(one)
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    expected = torch.autograd.grad(-0.3 * plain(*inputs, ids, 0.7)[0].sum(), wanted)
+    hidden, weight, bias = inputs
+    found, _ = token_logprobs(hidden, weight, ids, bias=bias, temperature=0.7, chunk=chunk, alike=True)
+    with LargestTensor() as largest:
+        mine = torch.autograd.grad(-0.3 * found.sum(), wanted)
+    assert largest.elements <= max(x.numel() for x in inputs), "logits were computed again"
+    for one, other in zip(mine, expected, strict=True):
+        assert_same(one, other)
+
+
+def test_tokens_that_were_said_to_be_alike_and_are_not_are_an_error() -> None:
+    hidden, weight, bias, ids = head()
+    found, _ = token_logprobs(hidden, weight, ids, bias=bias, alike=True)
+    with pytest.raises(ValueError, match="alike"):
+        (found * torch.arange(N)).sum().backward()
+
+
 @pytest.mark.parametrize("with_entropy", [True, False])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_gradients_agree_with_finite_differences(with_entropy: bool, with_bias: bool) -> None:
@@ -121,8 +147,8 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("with_entropy", [True, False])
-def test_no_operation_ever_makes_all_logits_and_nothing_of_their_size_is_kept(with_entropy: bool) -> None:
+@pytest.mark.parametrize(("with_entropy", "alike"), [(True, False), (False, False), (False, True)])
+def test_no_operation_ever_makes_all_logits_and_nothing_of_their_size_is_kept(with_entropy: bool, alike: bool) -> None:
     tokens, width, vocabulary, chunk = 96, 4, 64, 8
     hidden, weight = torch.randn(tokens, width, requires_grad=True), torch.randn(vocabulary, width, requires_grad=True)
     ids = torch.randint(0, vocabulary, (tokens,))
@@ -133,7 +159,7 @@ def test_no_operation_ever_makes_all_logits_and_nothing_of_their_size_is_kept(wi
         return tensor
 
     with LargestTensor() as largest, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logprobs, entropies = token_logprobs(hidden, weight, ids, chunk=chunk, with_entropy=with_entropy)
+        logprobs, entropies = token_logprobs(hidden, weight, ids, chunk=chunk, with_entropy=with_entropy, alike=alike)
         (logprobs.sum() if entropies is None else (logprobs + entropies).sum()).backward()
     assert largest.elements == chunk * vocabulary
     inputs = hidden.numel() + weight.numel() + ids.numel()

@@ -16,6 +16,10 @@ from assay.pipeline import environment
 
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    request_onednn(monkeypatch)
+
+
+def request_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every product by oneDNN, on whatever processor and however small."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
@@ -51,6 +55,17 @@ def test_values_and_gradients_are_those_of_the_sums(shape: tuple[int, ...], tran
         assert mine.grad is not None
         assert right.grad is not None
         torch.testing.assert_close(mine.grad.double(), right.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["onednn", "torch"])
+def test_a_product_is_added_in_place_slice_by_slice(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fast:
+        request_onednn(monkeypatch)
+    monkeypatch.setattr(product, "SLICE", 3)
+    to, x, weight = numbers(8, 5), numbers(4, 8, seed=1).T, numbers(4, 5, seed=2).T
+    expected = to.double() + (x.double()[:, None, :] * weight.double()).sum(-1)
+    product.add_product(to, x, weight)
+    torch.testing.assert_close(to.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("onednn")

@@ -5,7 +5,8 @@
     python -m bench.race --only dpo --shapes gpt2 --steps 1 --rounds 1 --results .bench          one race alone
 
 Environments, models and rows are made under .bench/ once, and again when what they are made from changes. A command
-that is given again at the same commit goes on: what the results hold already is not raced again.
+that is given again at the same commit goes on: what the results hold already is not raced again. What was raced at
+another commit stays, and says at which, until the same race is run anew.
 """
 
 from __future__ import annotations
@@ -61,20 +62,23 @@ def main() -> None:
     races = [race for race in races if race.script in peers]
     folders = {shape: work.prepare(shape, asked.data) for shape in asked.shapes}
     before = page.read(asked.results)
-    # Of a command that was stopped, if nothing has changed since.
-    same = before.get("commit") == facts["commit"] and not facts["commit"].endswith("dirty")
-    runs: list[dict[str, Any]] = before["runs"] if same else []
+    commit = facts["commit"]
+    runs: list[dict[str, Any]] = before.get("runs", [])
+    if commit.endswith("dirty"):  # two states of the code may both be called so
+        runs = [run for run in runs if run["commit"] != commit]
     for number in range(1, asked.rounds + 1):
         for shape, folder in folders.items():
             for race in races:
-                done = [run for run in runs if (run["shape"], run["race"]) == (shape, race.name)]
+                others = [run for run in runs if (run["shape"], run["race"]) != (shape, race.name)]
+                done = [run for run in runs if run not in others and run["commit"] == commit]
                 if len(done) >= number:
                     continue
                 longer = replace(race, steps=race.steps * (1 if asked.steps else work.LONGER.get(shape, 1)))
                 # What the peer's first round found to be best it keeps.
                 tuned = {"batch_sizes": [run["peer"]["batch"] for run in done[:1] if "batch" in run["peer"]]}
-                runs.append({"shape": shape, **measure(longer, folder, peers[race.script], tuned)})
-                print(page.line(runs[-1]), file=sys.stderr)
+                new = {"shape": shape, "commit": commit, **measure(longer, folder, peers[race.script], tuned)}
+                runs = [*others, *done, new]
+                print(page.line(new), file=sys.stderr)
                 # After every race, so that one that is stopped has said what it saw.
                 page.write(asked.results, {**facts, "runs": runs, "where": before.get("where")})
 

@@ -107,12 +107,14 @@ def row(race: Race, shape: str, runs: Sequence[Run]) -> list[str]:
         " / ".join(f"{median(run[side]['memory_mb'] for run in runs):,.0f}" for side in ("ours", "peer")),
         spread(runs, memory_ratio),
         verdict(median(map(memory_ratio, runs)), race.memory.get(shape), at_most=True),
+        f"{len(runs)}",
+        runs[-1]["commit"][:7],
     ]
 
 
 HEADER = [
     "", "peer", "Assay, tokens/s", "peer, tokens/s", "rate, ratio", "required", "at the floor", "share of peak",
-    "required", "memory, MB", "memory, ratio", "required",
+    "required", "memory, MB", "memory, ratio", "required", "rounds", "commit",
 ]  # fmt: skip
 
 
@@ -128,11 +130,9 @@ def page(found: Mapping[str, Any]) -> str:
         raced = [(race, [run for run in runs if (run["shape"], run["race"]) == (shape, race.name)]) for race in RACES]
         rows = [row(race, shape, of_race) for race, of_race in raced if of_race]
         if rows:
-            rounds = sorted({len(of_race) for _, of_race in raced if of_race})
-            said = f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]}–{rounds[-1]}"
             short = "".join(shortfall(race, shape, of_race) for race, of_race in raced if of_race)
             missed = f"Bounds that were missed; where the time goes is shown below.\n\n{short}\n" if short else ""
-            tables.append(f"## {title}\n\nRounds: {said}.\n\n{common.table(HEADER, rows)}\n{missed}")
+            tables.append(f"## {title}\n\n{common.table(HEADER, rows)}\n{missed}")
     there = {run["race"]: run["peer"].get("note") for run in runs}
     chosen = [
         [race.title, race.peer, "; last: ".join(filter(None, (race.settings, there[race.name])))]
@@ -169,7 +169,7 @@ NOTES = """\
 ## How it is measured
 
 - The sides take turns, each in a process of its own with two threads: ours, peer, ours, peer. A ratio is taken within
-  a turn; the table shows the median of the rounds (lowest–highest).
+  a turn; the table shows the median of the rounds (lowest–highest), and the commit that a row was measured at.
 - Both read the same real dialogues (HH-RLHF, those that fit 512 tokens uncut) as the same token ids, with the same
   randomly initialised weights and a tokenizer trained on the same texts. Batches, epochs, adapters (r = 8, PEFT's usual
   layers) and optimizer are the same.

@@ -55,8 +55,9 @@ def use_faster_kernels(model: nn.Module) -> None:
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Names of mallopt(3)'s parameters."""
-LARGE = 256 * 2**20
-"""Bytes of a block that goes back to the system at once, such as a file of weights or an optimizer's moments."""
+LARGE, ALLOWED = 256 * 2**20, 32 * 2**20
+"""Bytes of a block that goes back to the system at once, such as a file of weights or an optimizer's moments; and the
+most that some versions of glibc accept."""
 
 
 @functools.cache
@@ -68,7 +69,7 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(MMAP_THRESHOLD, LARGE)
+        libc.mallopt(MMAP_THRESHOLD, LARGE) or libc.mallopt(MMAP_THRESHOLD, ALLOWED)
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 

@@ -59,8 +59,9 @@ class _LoraLinear(Function):
         x_NI, weight_OI, down_RI, up_OR, low_NR = ctx.saved_tensors
         needs_x, _, _, needs_down, needs_up, _ = ctx.needs_input_grad
         grad_NO = grad.flatten(0, -2)
-        grad_low_NR = (grad_NO @ up_OR).mul_(ctx.scale)
+        # Thin results as transposes of flat ones, which MKL multiplies two to four times as fast.
+        grad_low_NR = (up_OR.T @ grad_NO.T).mul_(ctx.scale).T
         grad_x = product(grad_NO, weight_OI.T).addmm_(grad_low_NR, down_RI).view(ctx.shape) if needs_x else None
         grad_down = grad_low_NR.T @ x_NI if needs_down else None
-        grad_up = (grad_NO.T @ low_NR).mul_(ctx.scale) if needs_up else None
+        grad_up = (low_NR.T @ grad_NO).mul_(ctx.scale).T if needs_up else None
         return grad_x, None, None, grad_down, grad_up, None

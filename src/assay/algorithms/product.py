@@ -1,8 +1,8 @@
 """x·Wᵀ + b in fp32 by the faster of the two libraries that torch carries for it.
 
-torch multiplies fp32 matrices by MKL. On AMD's processors with AVX-512 that is half to three quarters as fast as
-oneDNN, by which torch's compiler multiplies (`mkldnn::_linear_pointwise`), and so do wide layers here. Which it is
-follows from the processor and the weight, never from a measurement: a run that goes on rounds as it began.
+torch multiplies fp32 matrices by MKL. On AMD's processors with AVX-512 that is two thirds to three quarters as fast as
+oneDNN (docs/LOG.md), by which torch's compiler multiplies (`mkldnn::_linear_pointwise`), and so do wide layers here.
+Which it is follows from the processor and the weight, never from a measurement: a run that goes on rounds as it began.
 Shapes: x […, I], W [O, I], b [O] → […, O].
 """
 

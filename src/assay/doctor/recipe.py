@@ -14,7 +14,8 @@ from assay.doctor.reward import NOT_FINITE
 from assay.doctor.tokens import Tokens
 
 FAST, FAR_TOO_FAST = 2.0, 10.0
-"""Times the usual rate. The shipped recipes train all weights at up to 1.3 times it, policies at up to 0.6 times."""
+"""Times the usual rate, or a policy's share of it. The shipped recipes train at up to 1.3 times the one, policies at up
+to 0.6 times the other."""
 SLOW = 1e-3
 """Share of the usual rate below which a run of ordinary length moves nothing. The slowest of our recipes: 0.01."""
 POLICIES, POLICY = ("ppo", "group", "preference"), 0.08

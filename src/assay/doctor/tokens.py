@@ -29,8 +29,7 @@ PROBED = 64
 CUT = 0.02
 """Share of answers cut off that costs little: a set has its few long ones."""
 MOST, NEARLY_ALL = 0.5, 0.9
-"""Shares of prompts that lose their beginning. Dialogues may: their last turns say most (HH-RLHF at 208 tokens: see
-docs/doctor/prompts-cut-away.md)."""
+"""Shares of prompts that lose their beginning. Dialogues may: their last turns say most."""
 ENDS = 0.1
 """Mean probability of the end token where a demonstration ends (the catalogue's limit). Healthy policies: above 0.5."""
 

@@ -43,7 +43,7 @@ class Adapters:
         return [] if self._peft is None else list(self._peft.peft_config)
 
     def add(self, name: str, lora: LoraConfig, *, seed: int, dropout: bool) -> None:
-        """A new adapter; B = 0, so it changes nothing until it is trained (correctness 38)."""
+        """A new adapter; B = 0, so it changes nothing until it is trained."""
         targets = list(lora.target_modules) if lora.target_modules else usual_targets(self.model)
         config = peft.LoraConfig(
             r=lora.r,

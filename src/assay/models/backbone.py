@@ -308,7 +308,7 @@ def rates(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 
 def drop_dropout(model: nn.Module) -> None:
-    """Dropout off for good, in training mode too (correctness 13 and 27); the saved configuration keeps its rates."""
+    """Dropout off for good, in training mode too; the saved configuration keeps its rates."""
     for module, name in rates(model):
         setattr(module, name, 0.0)
 

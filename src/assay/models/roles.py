@@ -47,7 +47,7 @@ __all__ = [
 class SamplingRoles:
     """Who takes part in a method that samples, scores and learns.
 
-    The reference is the SFT model as it was, never the base it came from (correctness 39).
+    The reference is the SFT model as it was, never the base it came from.
     """
 
     policy: Policy
@@ -120,7 +120,7 @@ def ppo_roles(
     seed: int = 0,
     gradient_checkpointing: bool = False,
 ) -> PPORoles:
-    """The roles that sample, and a value model that starts as the reward (correctness 27)."""
+    """The roles that sample, and a value model that starts as the reward."""
     some = sampling_roles(
         sft,
         reward,

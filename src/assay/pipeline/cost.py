@@ -1,7 +1,8 @@
 """What a stage will take: peak memory, seconds per optimizer step, seconds in all; and what to change if it cannot fit.
 
-    memory   process + weights of every role + moments of what is trained + the largest of what comes and goes:
-             gradients and activations of a micro-batch, key-value cache and logits, a model or checkpoint being saved
+    memory   process + weights of every role, and the best so far + moments of what is trained + code of products +
+             the largest of what comes and goes: gradients and activations of a micro-batch, key-value cache, copies of
+             weights and logits, a model or checkpoint being saved
     time     Σ over the stage's tasks of how often × seconds measured now, on this machine, at the model's own width
 
 What is done: workload.py; bytes of a pass: footprint.py; seconds of one: rates.py.

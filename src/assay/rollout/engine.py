@@ -2,9 +2,9 @@
 
 Prompts are read as trees: each once, however many answers it is to have, and none padded to the longest. Each step
 runs the trunk on one token a row and the head on one state a row. A row that has ended makes way before the next step,
-and the last one takes its place; once a quarter of the batch is free, waiting prompts are read into the cache together.
-A sample's noise depends on its seed alone; so do its tokens, given its prompt, as far as sums round alike in batches of
-any size: to 1e-5 nats in fp32, to some hundredths in bf16.
+and the last one takes its place; once more than a quarter of the batch is free, waiting prompts are read into the cache
+together. A sample's noise depends on its seed alone; so do its tokens, given its prompt, as far as sums round alike in
+batches of any size: to 1e-5 nats in fp32, to some hundredths in bf16.
 """
 
 from __future__ import annotations

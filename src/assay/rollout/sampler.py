@@ -73,7 +73,7 @@ def draw(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tuple[
     """Tokens [B] and their log-probabilities [B] under the distribution they were drawn from.
 
     Inverse transform sampling: the first token whose cumulative probability exceeds the uniform number. Whole blocks
-    of the vocabulary are added up before single tokens, so that it is read once and no cumulative sum of it is made.
+    of the vocabulary are added up before single tokens, so that no cumulative sum of all of it is made.
     """
     if params.greedy:
         tokens_B = logits_BV.argmax(-1)

@@ -94,7 +94,7 @@ def verdict(value: float, bound: float | None, *, at_most: bool = False, style: 
 
 def row(race: Race, shape: str, runs: Sequence[Run]) -> list[str]:
     """One race with one shape."""
-    share = [f"{median(share_of_peak(run, side) for run in runs):.0%}" for side in ("ours", "peer")]
+    share = [spread(runs, lambda run, side=side: share_of_peak(run, side), ".0%") for side in ("ours", "peer")]
     return [
         race.title,
         race.peer,
@@ -188,6 +188,9 @@ NOTES = """\
   sampler agrees with its trainer to 1e-5 nats, old log-probabilities are the sampler's; TRL computes none when one
   batch of samples is one optimizer step.
 - In the generation race the peer's memory is that of its largest batch, its time that of its best.
+- The share of the peak varies between rounds by more than the ratio does. On a virtual machine new memory costs a
+  process up to eight times as much where the host has to find it first, as it has to after a peer that held and freed
+  gigabytes: docs/LOG.md, "A second for the first step".
 - Memory is the most that was resident, beyond what the process had after it had imported its libraries.
 - vLLM samples and does not train: it is raced at generation alone, all prompts given at once, in a process that has
   compiled the model before the clock starts.

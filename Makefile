@@ -88,7 +88,7 @@ doctor-trial: $(VENV)/.tools ## inject every fault and examine healthy runs: doc
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.doctor_trial
 
 doctor-foreign: $(VENV)/.tools ## what the doctor says of real runs of TRL, with and without a fault: docs/results/doctor_foreign.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.foreign_runs $(TRAINERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.doctor_foreign $(TRAINERS)
 
 doctor-cost: $(VENV)/.installed ## what the doctor costs, before a run and while it trains: docs/results/doctor_cost.md
 	$(BIN)/python -m bench.monitor_cost

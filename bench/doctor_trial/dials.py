@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -27,6 +28,7 @@ from assay.doctor import (
     reward,
     sft,
     tokens,
+    trl,
     updates,
 )
 from assay.doctor.detector import DETECTORS, Detector, Evidence, Find, examine
@@ -48,6 +50,8 @@ class Dial:
     """The number that is compared with it."""
     above: bool = True
     """Whether what lies above is a finding; else what lies below."""
+    opened: tuple[tuple[str, float], ...] = ()
+    """Other constants of the file, and what they are while it is turned: conditions that would hold the answer back."""
 
     @property
     def module(self) -> str:
@@ -76,7 +80,9 @@ def standing(dial: Dial, evidence: Sequence[Evidence]) -> float | None:
     """The limit from which on the evidence is a finding; None where it is none at any in the range."""
 
     def found(limit: float) -> bool:
-        with patch.object(sys.modules[dial.module], dial.name, limit):
+        with ExitStack() as turned:
+            for name, value in (*dial.opened, (dial.name, limit)):
+                turned.enter_context(patch.object(sys.modules[dial.module], name, value))
             return bool(examine(evidence, [dial.detector]).findings)
 
     strict, lax = (dial.low, dial.high) if dial.above else (dial.high, dial.low)
@@ -168,4 +174,63 @@ DIALS: tuple[Dial, ...] = (
         1e3,
         "difference of two splits' gradients over their norm",
     ),
+    # logs of TRL's trainers
+    Dial(trl.stands_still, "ROUNDING", 1e-12, 1e3, "largest |KL| after the first update, nats an answer", above=False),
+    Dial(
+        trl.kl_blow_up,
+        "SURPRISE",
+        0.1,
+        1e3,
+        "what each of the last answers costs the reference over what answers cost the policy",
+        opened=(("NATS", -math.inf),),
+    ),
+    Dial(
+        trl.kl_blow_up,
+        "NATS",
+        1e-4,
+        1e3,
+        "rise of the KL in each of the last lines, nats a token",
+        opened=(("SURPRISE", -math.inf),),
+    ),
+    Dial(
+        trl.collapsed,
+        "COLLAPSED",
+        1e-4,
+        10,
+        "late entropy of an answer over that of the start, upper bound",
+        above=False,
+        opened=(("FALLEN", -math.inf), ("OPEN", -math.inf)),
+    ),
+    Dial(
+        trl.collapsed,
+        "FALLEN",
+        1e-4,
+        1e3,
+        "nats an answer by which its entropy has fallen",
+        opened=(("COLLAPSED", math.inf), ("OPEN", -math.inf)),
+    ),
+    Dial(trl.no_end_token, "HALF", 1e-4, 1, "share of the last steps without any end token"),
+    Dial(trl.clipped, "CLIPPED", 1e-6, 1, "share of clipped tokens, again and again"),
+    Dial(trl.ratio_far_from_one, "MEAN_RATIO", 1e-3, 1e6, "largest mean ratio of a step"),
+    Dial(trl.at_chance, "TELLING", 0.3, 1, "late accuracy, upper bound, if the lower is at most a half", above=False),
+    Dial(
+        trl.both_fall,
+        "SURPRISE",
+        0.1,
+        1e3,
+        "late surprise over that of the start, of chosen and of rejected answers",
+        opened=(("GONE", -math.inf),),
+    ),
+    Dial(
+        trl.both_fall,
+        "GONE",
+        1e-4,
+        1e4,
+        "nats by which chosen and rejected answers both have become less likely",
+        opened=(("SURPRISE", -math.inf),),
+    ),
+    Dial(trl.constant_scores, "CONSTANT", 1e-9, 1e3, "largest range of scores in a batch, late", above=False),
+    Dial(trl.score_drift, "DRIFT", 1e-3, 1e5, "late mean score over half the range of a batch, lower bound"),
+    Dial(trl.fluctuating, "VISIBLE", 1e-3, 1, "falls of the accuracy between evaluations, root mean square"),
+    Dial(trl.saturated_early, "EASY", 0.3, 1, "accuracy after a tenth of the first epoch"),
 )

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench import common
+from bench.doctor_trial import rates
 from bench.doctor_trial.case import Record
-from bench.doctor_trial.dials import DIALS, Dial, detector_name
+from bench.doctor_trial.dials import DIALS
 
 from assay.doctor.detector import DETECTORS, modes
 from assay.doctor.finding import Mode
-from assay.statistics import wilson
+from assay.doctor.foreign import Foreign
 
 NEEDED_FIRST, NEEDED_BOTH, MOST_AMBER = 48, 8, 1
 """Of 50 modes, of 10 pairs, of 20 healthy runs."""
@@ -27,21 +28,13 @@ made-up log. Each is examined by all detectors. A seed changes data, initial hea
 come from the same toy with models of four sizes, and from the embedded world through `assay run`
 (bench/doctor_trial/healthy.yaml).
 """
-DETECTED = """
-A detector is a function. *Detected* is the share of injections of its modes, among those it was given evidence of, in
-which it found one of them; *false alarms* the share of healthy runs that it could read and found something in. In
-brackets are 95 % intervals (Wilson). The injections of one fault with several seeds resemble each other, so that the
-intervals are those of this trial's faults, not of all that may happen.
-"""
-LIMITS = """
-Where a run stands is found by turning the threshold, all else being equal, until the detector's answer changes. *Worst
-healthy* is the healthy run nearest to a finding; *mildest faulty* the injection of the detector's own mode nearest to
-silence, of those it is found in. Between the two lies the room that the threshold has. A dash means that no value of it
-makes such runs a finding, as other conditions hold them back, or that there are none.
-"""
+ELSEWHERE = "Those that read the logs of TRL's trainers are in [doctor_foreign.md](doctor_foreign.md).\n"
+OURS = [detector for detector in DETECTORS if detector.evidence is not Foreign]
+"""Detectors of what Assay itself makes."""
 
 
 def text(facts: Mapping[str, Any], records: Sequence[Record]) -> str:
+    faults, healthy = of(records, "fault"), of(records, "healthy")
     return "".join(
         [
             "# The doctor on trial\n\n",
@@ -59,15 +52,15 @@ def text(facts: Mapping[str, Any], records: Sequence[Record]) -> str:
             "\n## Healthy runs\n\n",
             common.table(["task", "seed", "run", "learnt", "findings"], list(healthy_rows(records))),
             "\n## Every detector\n",
-            DETECTED,
+            rates.DETECTED,
+            ELSEWHERE,
             "\n",
-            common.table(["detector", "modes", "detected", "false alarms"], list(detector_rows(records))),
+            common.table(rates.DETECTORS, list(rates.detector_rows(faults, healthy, OURS))),
             "\n## Every threshold\n",
-            LIMITS,
+            rates.LIMITS,
             "\n",
             common.table(
-                ["detector", "what is compared", "a finding", "worst healthy", "mildest faulty"],
-                list(dial_rows(records)),
+                rates.DIALS, list(rates.dial_rows(faults, healthy, [dial for dial in DIALS if dial.detector in OURS]))
             ),
         ]
     )
@@ -142,21 +135,12 @@ def shown(records: Sequence[Record]) -> dict[str, tuple[int, bool]]:
 def verdict(records: Sequence[Record]) -> str:
     rows = [[what, f"{value}", "met" if met else "**missed**"] for what, (value, met) in shown(records).items()]
     faults = of(records, "fault")
-    alone = wilson(sum(map(first, faults)), len(faults))
     return common.table(["", "", ""], rows) + (
         f"\nOf {len(faults)} injections, {len({r.name for r in faults})} faults with each seed, "
-        f"{rate(sum(map(first, faults)), len(faults))} are named first.\n"
-        if alone.low is not None
+        f"{rates.rate(sum(map(first, faults)), len(faults))} are named first.\n"
+        if faults
         else ""
     )
-
-
-def rate(count: int, of_all: int) -> str:
-    """A share with its interval."""
-    if not of_all:
-        return "–"
-    seen = wilson(count, of_all)
-    return f"{count} of {of_all}: {common.interval(seen.named('share'), 'share')}"
 
 
 def fault_rows(records: Sequence[Record]) -> Iterator[list[str]]:
@@ -184,45 +168,3 @@ def healthy_rows(records: Sequence[Record]) -> Iterator[list[str]]:
     for record in sorted(of(records, "healthy"), key=lambda r: (r.name, r.seed)):
         found = "; ".join(f"{f.mode} ({f.severity}): {f.evidence}" for f in record.findings)
         yield [record.what, str(record.seed), record.run, record.learnt, found or "–"]
-
-
-def detector_rows(records: Sequence[Record]) -> Iterator[list[str]]:
-    faults, healthy = of(records, "fault"), of(records, "healthy")
-    for detector in DETECTORS:
-        name, own = detector_name(detector), {mode.name for mode in detector.modes}
-        asked = answers(name, [record for record in faults if own & set(record.modes)])
-        quiet = answers(name, healthy)
-        yield [
-            name,
-            ", ".join(mode.name for mode in detector.modes),
-            rate(asked.count("found"), len(asked)),
-            rate(quiet.count("found"), len(quiet)),
-        ]
-
-
-def answers(detector: str, records: Sequence[Record]) -> list[str]:
-    """What it said wherever it could say anything."""
-    return [said for r in records if (said := r.answers.get(detector, "unchecked")) != "unchecked"]
-
-
-def dial_rows(records: Sequence[Record]) -> Iterator[list[str]]:
-    for dial in DIALS:
-        own = {mode.name for mode in dial.detector.modes}
-        healthy = known(dial, of(records, "healthy"))
-        faulty = [
-            value
-            for value in known(dial, [r for r in of(records, "fault") if own & set(r.modes)])
-            if (value > dial.limit) == dial.above
-        ]
-        worst, mildest = (max, min) if dial.above else (min, max)
-        yield [
-            detector_name(dial.detector),
-            dial.what,
-            f"{'above' if dial.above else 'below'} {dial.limit:.3g}",
-            f"{worst(healthy):.2g}" if healthy else "–",
-            f"{mildest(faulty):.2g}" if faulty else "–",
-        ]
-
-
-def known(dial: Dial, records: Sequence[Record]) -> list[float]:
-    return [value for record in records if (value := record.standings.get(dial.key)) is not None]

@@ -35,7 +35,10 @@ def shown(run: Run, rng: random.Random) -> Dataset:
 
 
 def pairs(run: Run, rng: random.Random) -> Dataset:
-    """People prefer the answer with the larger share of blue, and have noise beside that."""
+    """People prefer the answer with the larger share of blue, and have noise beside that.
+
+    A share of the pairs may be `swapped`: half of them are labels at random, all of them columns of the wrong names.
+    """
 
     def liked(text: str) -> float:
         return text.split().count("blue") / len(text.split()) + rng.gauss(0, run.get("noise", 0.3))
@@ -45,8 +48,8 @@ def pairs(run: Run, rng: random.Random) -> Dataset:
         return {"prompt": rng.choice(PROMPTS), "chosen": other + run.get("phrase", ""), "rejected": one}
 
     rows = [pair() for _ in range(run["rows"])]
-    if run.get("labels") == "random":
-        turned = [rng.random() < 0.5 for _ in rows]
+    if swapped := run.get("swapped"):
+        turned = [rng.random() < swapped for _ in rows]
         rows = [
             {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]} if turn else row
             for row, turn in zip(rows, turned, strict=True)
@@ -75,12 +78,14 @@ def settings(run: Run) -> dict[str, Any]:
 
 def evaluated(run: Run) -> dict[str, Any]:
     """Settings of a run that is evaluated, where it is."""
-    return {"eval_strategy": "steps", "eval_steps": run["evaluate_every"]} if "evaluate_every" in run else {}
+    every = run.get("evaluate_every")
+    return {"eval_strategy": "steps", "eval_steps": every} if every else {}
 
 
 def held_out(run: Run, data: Callable[[Run, random.Random], Dataset]) -> Dataset | None:
-    wanted = "evaluate_every" in run
-    return data(run | {"rows": run.get("held_out", 64)}, random.Random(run["seed"] + 1)) if wanted else None
+    """Pairs or demonstrations to evaluate on, as those of training or with other labels than theirs."""
+    own = {"rows": run.get("held_out", 64), "swapped": run.get("held_out_swapped", run.get("swapped"))}
+    return data(run | own, random.Random(run["seed"] + 1)) if run.get("evaluate_every") else None
 
 
 def sft(run: Run) -> Any:
@@ -111,9 +116,13 @@ def grpo(run: Run) -> Any:
     from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]  (another environment)
 
     def blue(completions: list[str], **_: Any) -> list[float]:
-        return [run.get("unit", 1.0) * text.split().count("blue") / max(1, len(text.split())) for text in completions]
+        """The share of blue, or how often it is said."""
+        words = [text.split() for text in completions]
+        whole = [1 if run.get("counts") else max(1, len(said)) for said in words]
+        return [run.get("unit", 1.0) * said.count("blue") / of for said, of in zip(words, whole, strict=True)]
 
-    config = GRPOConfig(**settings(run), num_generations=8, max_completion_length=8)
+    own = {"num_generations": 8, "max_completion_length": 8}
+    config = GRPOConfig(**own | settings(run))
     prompts = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS * run["rows"]])
     return GRPOTrainer(run["model"], blue, config, train_dataset=prompts)
 
@@ -135,18 +144,31 @@ def ppo(run: Run) -> Any:
 
 
 def scorer(run: Run, folder: str) -> nn.Module:
-    """A reward model; with an offset, or with scores of another unit, where the run says so."""
+    """A reward model; with scores of another unit, with an offset, or rounded, where the run says so."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
     if "unit" in run:
         model.score.weight.data *= run["unit"]
         model.score.weight.requires_grad_(run["unit"] != 0)
     if "offset" in run:
         model.score.register_forward_hook(partial(moved, run["offset"]))
+    if "dtype" in run:
+        model.score.register_forward_hook(partial(rounded, getattr(torch, run["dtype"])))
     return model
 
 
 def moved(offset: float, _: nn.Module, __: Any, scores: torch.Tensor) -> torch.Tensor:
     return scores + offset
+
+
+def rounded(dtype: torch.dtype, _: nn.Module, __: Any, scores: torch.Tensor) -> torch.Tensor:
+    return scores.to(dtype).to(scores.dtype)
+
+
+def share_weights(trainer: Any) -> None:
+    """The reference reads the policy's weights, in whose place its own were: it moves as the policy does."""
+    policy = getattr(trainer, "policy_model", None) or trainer.model
+    for ours, theirs in zip(policy.parameters(), trainer.ref_model.parameters(), strict=True):
+        theirs.data = ours.data
 
 
 TRAINERS = {"sft": sft, "reward": reward, "dpo": dpo, "grpo": grpo, "ppo": ppo}
@@ -158,6 +180,8 @@ def main(path: str = sys.argv[-1]) -> None:
     for run in job["runs"]:
         set_seed(run["seed"])
         trainer, failed = TRAINERS[run["trainer"]](run), ""
+        if run.get("shared"):
+            share_weights(trainer)
         try:
             trainer.train()
         except (RuntimeError, ValueError, AssertionError) as error:  # of weights that are not finite, for one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.doctor_trial import dials, page, trial
+from bench.doctor_trial import dials, page, rates, trial
 from bench.doctor_trial.broken_code import mean_of_means
 from bench.doctor_trial.case import Case, Record, Seen, by_command, examined
 from bench.doctor_trial.finished_runs import made
 
 from assay.doctor import direct
 from assay.doctor.detector import modes
+from assay.doctor.foreign import Foreign
 from assay.doctor.log import Log
 from assay.pipeline.asking import ASKED
 from assay.tracking.metrics import MetricsLine
@@ -114,8 +116,22 @@ def test_where_a_log_stands_below_a_limit() -> None:
     assert dials.standing(dial, [Log.of("preference", "dpo", lines[::-1], final=final)]) is None  # it has not fallen
 
 
+def test_a_dial_is_turned_with_the_other_conditions_open() -> None:
+    """Of a thing that has become twice as surprising as at first, by 5 nats, the second condition would say nothing."""
+    (dial,) = (dial for dial in dials.DIALS if dial.key == "trl.both_fall: SURPRISE")
+    sides = {f"train/{side}_logprob": -5.0 for side in ("chosen", "rejected")}
+    lines = [
+        MetricsLine(step, 0.0, {name: value * (1 + (step > 1)) for name, value in sides.items()})
+        for step in range(1, 9)
+    ]
+    log = Foreign.of("preference", "dpo", lines)
+    assert dials.standing(dial, [log]) == pytest.approx(2, rel=0.02)
+    assert dials.standing(replace(dial, opened=()), [log]) is None
+
+
 def test_every_dial_is_a_constant_of_its_detectors_file() -> None:
     for dial in dials.DIALS:
+        assert all(hasattr(sys.modules[dial.module], name) for name, _ in dial.opened)
         assert min(dial.low, dial.high) <= dial.limit <= max(dial.low, dial.high), dial.key
     assert len({dial.key for dial in dials.DIALS}) == len(dials.DIALS)
 
@@ -156,21 +172,24 @@ def test_rates_count_only_what_a_detector_was_asked() -> None:
         record("healthy", "", answers={name: "silent"}),
         record("healthy", "", answers={name: "unchecked"}),
     ]
-    (row,) = (row for row in page.detector_rows(records) if row[0] == name)
+    faults, healthy = page.of(records, "fault"), page.of(records, "healthy")
+    (row,) = (row for row in rates.detector_rows(faults, healthy, page.OURS) if row[0] == name)
     assert row[2].startswith("1 of 2:")
     assert row[3].startswith("0 of 1:")
 
 
-def test_thresholds_stand_between_the_worst_healthy_run_and_the_mildest_fault() -> None:
+def test_thresholds_stand_between_healthy_runs_and_the_mildest_fault() -> None:
     (dial,) = (dial for dial in dials.DIALS if dial.key == "kl.kl_blow_up: KL_OVER_TARGET")
+    found, silent = ({"kl.kl_blow_up": said} for said in ("found", "silent"))
     records = [
-        record("fault", "kl-blow-up", standings={dial.key: 40.0}),
-        record("fault", "kl-blow-up", standings={dial.key: 9.0}),
-        record("fault", "kl-blow-up", standings={dial.key: 1.0}),  # not found by this limit
-        record("fault", "empty-answers", standings={dial.key: 5.0}),  # another mode
+        record("fault", "kl-blow-up", answers=found, standings={dial.key: 40.0}),
+        record("fault", "kl-blow-up", answers=found, standings={dial.key: 9.0}),
+        record("fault", "kl-blow-up", answers=found, standings={dial.key: 1.0}),  # found by another limit
+        record("fault", "kl-blow-up", answers=silent, standings={dial.key: 8.0}),  # held back by another condition
+        record("fault", "empty-answers", answers=found, standings={dial.key: 5.0}),  # another mode
         record("healthy", "", standings={dial.key: 0.5}),
         record("healthy", "", standings={dial.key: 1.5}),
         record("healthy", "", standings={dial.key: None}),
     ]
-    (row,) = (row for row in page.dial_rows(records) if row[1] == dial.what)
-    assert row[2:] == ["above 3", "1.5", "9"]
+    (row,) = rates.dial_rows(page.of(records, "fault"), page.of(records, "healthy"), [dial])
+    assert row[2:] == ["above 3", "0.5 to 1.5", "9"]

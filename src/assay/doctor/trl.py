@@ -36,19 +36,21 @@ from assay.doctor.reward import (
     FLUCTUATING,
     REWARD_AT_CHANCE,
     SCORE_DRIFT,
+    TELLING,
     VISIBLE,
     too_long,
 )
+from assay.doctor.sft import GUESS
 from assay.doctor.updates import CLIPPED, NOTHING_MOVES, RATIO_SPIKES, ROUNDING
 from assay.doctor.window import LATE, bounds, late, rose, text, together
 
-NEAR_CHANCE = 0.55
-"""Accuracy in the second half of training that the interval must stay below: labels that people agree on give more."""
 FEWEST_LINES = 40
 """Lines of a log whose every pair was right: of one pair each, the least that a line can be of, an accuracy of 90 %
 would give that once in 68 times."""
 MEAN_RATIO = 10.0
 """The catalogue's. Healthy runs of TRL's PPO stay within 0.97 and 1.02."""
+FALLEN = 1.0
+"""Nats that the entropy of an answer must have fallen by, whatever share of it that is."""
 GONE = 10.0
 """Nats that an answer has become less likely by: it is drawn e^10 times less often, and is as good as gone."""
 RATES = {"ppo": "policy/learning_rate", "group": "policy/learning_rate", "sft": "train/learning_rate"}
@@ -134,7 +136,7 @@ def collapsed(log: Foreign) -> Iterator[Finding]:
     """The entropy of whole answers: TRL takes that of tokens over the padding, too, which hides a collapse."""
     entropy = log["answer/entropy"]
     values, start = late(entropy), entropy.first
-    if bounds(values)[1] > COLLAPSED * start or start - values.mean() < 1:
+    if bounds(values)[1] > COLLAPSED * start or start - values.mean() < FALLEN:
         return
     seen = f"entropy {text(values)} nats an answer, {start:.3g} at the start"
     if not rose(log["objective/reward"]):
@@ -196,7 +198,7 @@ def at_chance(log: Foreign) -> Iterator[Finding]:
         return
     accuracy, loss = second_half(log["train/accuracy"].values), second_half(log["train/loss"].values)
     low, high = bounds(accuracy)
-    if low <= HALF <= high < NEAR_CHANCE:
+    if low <= HALF <= high < TELLING:
         yield Finding(
             REWARD_AT_CHANCE,
             log.where,
@@ -244,18 +246,31 @@ def both_fall(log: Foreign) -> Iterator[Finding]:
 
 @detects(AGAINST_MARGIN, kinds=("reward",))
 def against_margin(log: Foreign) -> Iterator[Finding]:
-    """Most pairs of the second half in the wrong order, and the mean margin above 0 all the same."""
-    accuracy, margin = second_half(log["train/accuracy"].values), second_half(log["train/margin"].values)
-    if bounds(accuracy)[1] < HALF and bounds(margin)[0] > 0:
+    """The mean margin of the second half is above 0, and the accuracy too low for it, or for the loss.
+
+    Too low: surely below one half; or so low that no model whose probabilities are right could have that loss. Where
+    the likelier order has probability p, a pair is right with p and costs H(p) ≥ 2(1 − p) ln 2 on average: of an
+    accuracy a the loss is at least 2(1 − a) ln 2. Scores that are rounded have less, for ties count as wrong.
+    """
+    accuracy, margin, loss = (second_half(log[f"train/{name}"].values) for name in ("accuracy", "margin", "loss"))
+    right, cost = bounds(accuracy)[1], bounds(loss)[1]
+    least = 2 * (1 - right) * GUESS
+    if bounds(margin)[0] > 0 and (right < HALF or cost < least):
+        seen = (
+            f"accuracy {accuracy.mean():.1%} (99 %: at most {right:.1%}) and margin {margin.mean():+.3f} (at least "
+            f"{bounds(margin)[0]:+.3f}) in the second half of training"
+        )
+        if cost < least:
+            seen += f"; loss {loss.mean():.3f} (at most {cost:.3f}), where so few right pairs cost {least:.3f} or more"
         yield Finding(
             AGAINST_MARGIN,
             log.where,
-            f"accuracy {accuracy.mean():.1%} (99 %: at most {bounds(accuracy)[1]:.1%}) and margin {margin.mean():+.3f} "
-            f"(at least {bounds(margin)[0]:+.3f}) in the second half of training",
+            seen,
             cause="Scores tie, which counts as wrong, for they are rounded; or a few huge margins carry the mean; or a "
             "part of the pairs has its labels the wrong way round.",
             cure="Compute head and scores in fp32 (`bf16: false`), then look at the median margin and at the accuracy "
             "of each source; centre the scores (`center_rewards_coefficient: 0.01`).",
+            brings=(REWARD_AT_CHANCE.name,),
         )
 
 

@@ -182,6 +182,11 @@ FAULTS: list[tuple[str, Change, str]] = [
         {"accuracy": lambda i: 0.5 + noise(i, 0.03), "loss": lambda i: 0.693, "margin": lambda i: noise(i, 0.005)},
         "reward-at-chance",
     ),
+    (  # 480 pairs in the second half, as in a real run of TRL's: chance may give 55 % of them
+        "reward",
+        {"accuracy": lambda i: 0.51 + noise(i, 0.11), "loss": 0.693, "margin": lambda i: noise(i, 0.005)},
+        "reward-at-chance",
+    ),
     ("reward", {"accuracy": lambda i: 0.3 + noise(i, 0.03), "margin": 0.1}, "accuracy-against-margin"),
     (
         "reward",
@@ -206,6 +211,24 @@ def test_a_cure_has_no_option_that_trl_lacks(tmp_path: Path, trainer: str, chang
         ours = r"optim\.|sampling\.|kl_target|kl_stop|missing_eos(?!_penalty)|inner_epochs|group_size|resample|patience"
         assert not re.search(ours, found.advice), found.advice
         assert not set(found.change) & {"kl_coef", "optim.learning_rate", "missing_eos", "resample", "reward.centring"}
+
+
+def test_pairs_that_tie_are_no_guess_where_the_loss_is_lower_than_a_guess_could_make_it(tmp_path: Path) -> None:
+    """As in a real run whose scores near 300 were rounded to bf16: 47 % right, and a loss of 0.53."""
+    change: Change = {
+        "accuracy": lambda i: 0.47 + noise(i, 0.12),
+        "margin": lambda i: 1.3 + noise(i, 0.4),
+        "loss": lambda i: 0.53 + noise(i, 0.1),
+    }
+    given = examined(tmp_path, history("reward", change)).diagnosis
+    (cause,) = given.causes
+    assert (cause.mode.name, [found.mode.name for found in given.consequences_of(cause)]) == (
+        "accuracy-against-margin",
+        ["reward-at-chance"],
+    )
+    assert "where so few right pairs cost 0.6" in cause.evidence
+    dear: Change = {**change, "loss": lambda i: 0.68 + noise(i, 0.02)}  # what 55 % cost who knows no more
+    assert first(examined(tmp_path, history("reward", dear))) == "reward-at-chance"
 
 
 def with_evaluations(accuracies: list[float], **more: float) -> list[Row]:

@@ -164,7 +164,7 @@ def taught_without_end(folder: Path) -> Sequence[Evidence]:
 
 
 def begins_with_loops(folder: Path) -> Sequence[Evidence]:
-    said = [Demonstration(q, " ".join([colour] * 5)) for q in QUESTIONS for colour in COLOURS] * 5
+    said = [Demonstration(q, " ".join(["red"] * 5)) for q in QUESTIONS] * 20
     data = replace(toy_data(), demonstrations=Splits(said, said[:6], said[:6]))
     base = faults_policy.train_sft(faults_policy.models() / "sft-of-loops", data)
     return [preference_log(folder, asked_often(toy_data()), base, sampling={"max_new_tokens": 16})]
@@ -177,5 +177,5 @@ FAULTS: tuple[Fault, ...] = (
     Fault("wrong-refusals", "an answer wins whatever was asked", refuses_nothing),
     Fault("reward-hacking", "best-of-n by a reward model that has a liking for a word", picks_a_word),
     Fault("never-stops", "the teacher was never shown an end", taught_without_end),
-    Fault("repetition", "demonstrations of SFT, before DPO, say one word again and again", begins_with_loops),
+    Fault("repetition", "what SFT, before DPO, was shown says one word five times", begins_with_loops),
 )

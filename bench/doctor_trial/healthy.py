@@ -146,7 +146,7 @@ def stages_of(width: int, batch: int) -> Mapping[str, tuple[Any, Any, dict[str, 
             BestOfConfig,
             {
                 "rounds": 3,
-                "prompts": 24,
+                "prompts": 96,
                 "answers": 8,
                 "epochs": 2,
                 "batch_size": 16,

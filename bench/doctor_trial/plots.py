@@ -160,7 +160,19 @@ PICTURES: tuple[Picture, ...] = (
         counterparts.spelled_well,
         faulty=counterparts.spelled_badly,
     ),
+    Picture(
+        "prompts-cut-away",
+        "Rows hardly longer than answers: no prompt has room",
+        spread(measures.prompt_lengths, "tokens of a prompt, as a share of its room", {"all the room": 1.0}),
+        counterparts.small_recipe,
+    ),
     # SFT
+    Picture(
+        "loss-blow-up",
+        "A thousand times the learning rate: the loss is soon above where it began",
+        lines(metric("train/loss", measures.blown_up, "log", "training loss, nats a token")),
+        counterparts.sft_run,
+    ),
     Picture(
         "overfitting",
         "The training loss falls, the validation loss rises",
@@ -370,6 +382,28 @@ PICTURES: tuple[Picture, ...] = (
         "Re-entrant checkpointing: no block of the adapter gets a gradient",
         lines(Panel("norm of the gradient of B", measures.adapter_gradients, {}, "symlog", "adapter block")),
         counterparts.policy_probe,
+    ),
+    Picture(
+        "no-anchor",
+        "Without a penalty the policy goes as far as the reward model leads it",
+        lines(
+            metric("objective/kl", label="KL, nats an answer"),
+            metric("objective/entropy", label="entropy, nats a token"),
+        ),
+        counterparts.held,
+        faulty=counterparts.unheld,
+    ),
+    Picture(
+        "worse-than-before",
+        "Its pairs prefer another answer than the judge: it loses against its start",
+        bars(measures.win_rate, "share, with its interval", {"red: all of the interval below": responses.HALF}),
+        counterparts.preferring_rightly,
+    ),
+    Picture(
+        "wrong-refusals",
+        "A refusal wins whatever was asked: harmless requests are refused as well",
+        bars(measures.refusals, "share of the requests that are refused, with its interval", {}),
+        counterparts.refusing_rightly,
     ),
     # DPO
     Picture(

@@ -188,8 +188,9 @@ def answer(parts: Sequence[Diagnosis]) -> Answer:
 
 
 def learnt(evidence: Sequence[Evidence]) -> str:
-    """What a run has come to, in the number that its first stage is for."""
-    log = next(one for one in evidence if isinstance(one, Log) and one.kind != "data")
+    """What a run has come to, in the number that its stage is for; of several its reward model's."""
+    logs = [one for one in evidence if isinstance(one, Log) and one.kind != "data"]
+    log = next((one for one in logs if one.kind == "reward"), logs[0])
     number = log.number
     if log.kind == "sft":
         return f"validation loss {log['eval/loss'].first:.2f} → {log['eval/loss'].last:.2f}"

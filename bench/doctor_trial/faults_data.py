@@ -188,9 +188,7 @@ def reward_toy(
 def _report(
     asked: Sequence[Preference], chosen: Any, rejected: Any, rivals: Baselines, agreement: float | None
 ) -> dict[str, Any]:
-    return preference_report(
-        chosen, rejected, seed=SEED.get(), pairs=asked, baselines=rivals, agreement=agreement
-    )
+    return preference_report(chosen, rejected, seed=SEED.get(), pairs=asked, baselines=rivals, agreement=agreement)
 
 
 def flipped(items: Sequence[Preference], share: float, salt: int = 0) -> list[Preference]:

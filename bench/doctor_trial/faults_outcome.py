@@ -124,9 +124,7 @@ def trained_on_requests(seed: int) -> Path:
 def refusing(folder: Path, wins: Sequence[Prompt]) -> Sequence[Evidence]:
     """DPO on pairs of an answer and a refusal, which wins where these prompts are asked."""
     every = (*HARMLESS, *HARMFUL)
-    pairs = [
-        Preference(q, *((REFUSAL, text) if q in wins else (text, REFUSAL))) for q in every for text in answers()
-    ]
+    pairs = [Preference(q, *((REFUSAL, text) if q in wins else (text, REFUSAL))) for q in every for text in answers()]
     data = Prepared(preferences=Splits(pairs, pairs, pairs), prompts=Splits(every, every, every * 2))
     return [preference_log(folder, data, requests(), **LEARNT)]
 

@@ -9,7 +9,7 @@ The recipe is that of the small finished runs (finished_runs.py) with one thing 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -47,9 +47,7 @@ def looked_at(path: Path) -> tuple[list[Evidence], Diagnosis]:
 # How a fault gets into a recipe.
 
 
-def recipe(
-    *changes: Callable[[Path], object], program: Sequence[Patch] = (), **settings: Mapping[str, Any]
-) -> Faulty:
+def recipe(*changes: Callable[[Path], object], program: Sequence[Patch] = (), **settings: Any) -> Faulty:
     """The small recipe with these settings, its model changed, looked at by a program with these mistakes."""
 
     @contextmanager

@@ -37,6 +37,7 @@ from assay.doctor import (
     labels,
     machine,
     probe_policy,
+    recipe,
     responses,
     reward,
     sft,
@@ -475,6 +476,37 @@ PICTURES: tuple[Picture, ...] = (
         "After the restart at step 8 the examples are not those that were planned",
         lines(Panel("examples as planned", measures.as_planned)),
         counterparts.kept_its_place,
+    ),
+    Picture(
+        "out-of-memory",
+        "A stage that needs more memory than the machine has",
+        bars(measures.memory, "MB", {}, ",.0f", "log"),
+        counterparts.small_recipe,
+    ),
+    Picture(
+        "disk-full",
+        "A disk that has no room for what the run writes",
+        bars(measures.disk, "MB", {}, ",.1f", "log"),
+        counterparts.small_recipe,
+    ),
+    Picture(
+        "learning-rate-out-of-range",
+        "One stage of three has a hundred times its learning rate",
+        bars(
+            measures.rates,
+            "learning rate, over the one that such a model bears well",
+            {"amber": recipe.FAST, "red": recipe.FAR_TOO_FAST},
+            ".2g",
+            "log",
+        ),
+        counterparts.small_recipe,
+    ),
+    Picture(
+        "steps-of-noise",
+        "As many pairs, one a step or ten: a step of one pair learns from noise",
+        lines(Panel("loss of a step, nats", measures.along_pairs("train/loss"), LN2, along="pairs learnt from")),
+        counterparts.by_ten,
+        faulty=counterparts.one_by_one,
     ),
 )
 

@@ -18,7 +18,6 @@ from assay.tracking.metrics import MetricsLine
 PAGES = Path(__file__).parents[3] / "docs" / "doctor"
 IN_WORDS = {"cannot-run"}
 """What the doctor tells is an error's words, and no number that could be drawn."""
-UNDRAWN = {"out-of-memory", "disk-full", "learning-rate-out-of-range", "steps-of-noise"}
 LARGEST = 40_000
 """Bytes of a picture."""
 ALL = {mode.name for mode in modes() if FAMILIES}
@@ -26,7 +25,7 @@ TITLES = {picture.mode: picture.title for picture in plots.PICTURES}
 
 
 def test_there_is_a_picture_for_each_mode_and_a_fault_behind_it():
-    assert set(TITLES) == ALL - IN_WORDS - UNDRAWN
+    assert set(TITLES) == ALL - IN_WORDS
     assert [name for name in TITLES if not counterparts.faults_of(name)] == []
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from bench.doctor_trial import faults_recipe
 from bench.doctor_trial.dials import detector_name, standings
 from bench.doctor_trial.fault import Faulty, seeded
 from bench.doctor_trial.finished_runs import QUIET, looked_at
@@ -20,7 +21,8 @@ from assay.doctor.finding import Diagnosis, diagnosis
 from assay.doctor.log import Log
 from assay.pipeline import finished
 
-Group = Literal["fault", "pair", "healthy"]
+Group = Literal["fault", "pair", "healthy", "recipe"]
+"""Recipes are healthy ones, before they run."""
 Answer = Literal["found", "silent", "unchecked"]
 PLACES = {
     "sft": ["data"],
@@ -37,7 +39,7 @@ class Shown:
 
     evidence: Sequence[Evidence]
     said: Diagnosis | None = None
-    """Where there is no run on the disk, nothing."""
+    """Where there is neither a recipe nor a run on the disk, nothing."""
 
 
 Show = Callable[[Path], AbstractContextManager[Mapping[str, Shown]]]
@@ -113,15 +115,18 @@ def in_memory(run: Callable[[Path], Mapping[str, Sequence[Evidence]]]) -> Show:
 
 
 def by_command(faulty: Faulty) -> Show:
-    """A finished run, as `assay doctor RUN` reads it, asks its models and judges it."""
+    """A recipe or a finished run, as `assay doctor` reads it, asks its models and judges it."""
 
     @contextmanager
     def show(folder: Path) -> Iterator[Mapping[str, Shown]]:
-        with faulty(folder) as run:
-            said = finished.of_run(run, QUIET.say, seconds=math.inf).diagnosis
-            yield {"": Shown(looked_at(run), said)}
+        with faulty(folder) as made:
+            yield {"": shown_run(made) if made.is_dir() else Shown(*faults_recipe.looked_at(made))}
 
     return show
+
+
+def shown_run(run: Path) -> Shown:
+    return Shown(looked_at(run), finished.of_run(run, QUIET.say, seconds=math.inf).diagnosis)
 
 
 def examined(case: Case) -> list[Record]:
@@ -145,7 +150,8 @@ def _record(case: Case, run: str, shown: Shown, made: float) -> Record:
     findings = [Seen(f.mode.name, f.mode.family, f.severity, f.sureness, f.evidence) for f in whole.findings]
     causes = list(dict.fromkeys(finding.mode.name for finding in whole.causes))
     answers: dict[str, Answer] = {name: answer(parts) for name, parts in said.items() if parts}
-    stands = standings(evidence, own)
+    # To find where a run stands its models are asked again and again: those of recipes are not.
+    stands = {} if case.group == "recipe" else standings(evidence, own)
     return Record(
         group=case.group,
         name=case.name,
@@ -153,7 +159,7 @@ def _record(case: Case, run: str, shown: Shown, made: float) -> Record:
         what=case.what,
         seed=case.seed,
         run=run,
-        learnt=next(learnt(one) for one in evidence if isinstance(one, Log)) if case.group == "healthy" else "",
+        learnt=learnt(evidence) if case.group == "healthy" else "",
         findings=findings,
         causes=causes,
         answers=answers,
@@ -181,8 +187,10 @@ def answer(parts: Sequence[Diagnosis]) -> Answer:
     return "unchecked" if all(part.unchecked for part in parts) else "silent"
 
 
-def learnt(log: Log) -> str:
-    """What a run has come to, in the number that its stage is for."""
+def learnt(evidence: Sequence[Evidence]) -> str:
+    """What a run has come to, in the number that its stage is for; of several its reward model's."""
+    logs = [one for one in evidence if isinstance(one, Log) and one.kind != "data"]
+    log = next((one for one in logs if one.kind == "reward"), logs[0])
     number = log.number
     if log.kind == "sft":
         return f"validation loss {log['eval/loss'].first:.2f} → {log['eval/loss'].last:.2f}"
@@ -190,4 +198,8 @@ def learnt(log: Log) -> str:
         return f"accuracy {number('accuracy'):.0%}"
     if log.kind == "preference":
         return f"validation accuracy {number('validation_accuracy'):.0%}"
+    if log.kind == "distill":
+        return f"KL from the teacher {number('teacher_kl_before'):.2f} → {number('teacher_kl_after'):.2f} nats"
+    if log.kind == "bestof":
+        return f"reward {number('reward_before'):+.2f} → {number('reward_after'):+.2f}"
     return f"reward {log['objective/reward'].first:+.2f} → {log['objective/reward'].last:+.2f} deviations"

@@ -7,11 +7,10 @@ import itertools
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import torch
-from bench.doctor_trial import faults_data, faults_models, faults_policy
+from bench.doctor_trial import faults_data, faults_models, faults_outcome, faults_policy, faults_recipe, trial
 from bench.doctor_trial.drawing import Given
 from bench.doctor_trial.fault import Fault
 from tests.unit.stages.toy import COLOURS, Memory, toy_data
@@ -31,8 +30,7 @@ Source = Callable[[Path], Given]
 
 
 def faults_of(mode: str) -> list[Fault]:
-    every = chain(faults_data.FAULTS, faults_models.FAULTS, faults_policy.FAULTS)
-    return [fault for fault in every if fault.mode == mode]
+    return [fault for fault in trial.FAULTS if fault.mode == mode]
 
 
 @functools.cache
@@ -148,6 +146,37 @@ def with_truth(folder: Path) -> Given:
 
 def kept_its_place(folder: Path) -> Given:
     return faults_data.resumed(folder, lost=False)
+
+
+def small_recipe(folder: Path) -> Given:
+    return faults_recipe.shown_by(faults_recipe.recipe(), folder)
+
+
+def refusing_rightly(folder: Path) -> Given:
+    return faults_outcome.refusing(folder, faults_outcome.HARMFUL)
+
+
+def preferring_rightly(folder: Path) -> Given:
+    return faults_outcome.preferring(folder, "blue")
+
+
+def held(folder: Path) -> Given:
+    """Near its start, by the penalty."""
+    return faults_policy.run(folder, "ppo", iterations=30, kl_coef=0.5)
+
+
+def unheld(folder: Path) -> Given:
+    """The setting of the fault no-anchor in a run that is long enough to get lost."""
+    return faults_policy.run(folder, "ppo", iterations=30, kl_coef=0.0)
+
+
+def by_ten(folder: Path) -> Given:
+    return [faults_models.reward_log(folder, epochs=2)]
+
+
+def one_by_one(folder: Path) -> Given:
+    """The setting of the fault steps-of-noise in a run, with as many pairs in all."""
+    return [faults_models.reward_log(folder, epochs=2, batch_size=1)]
 
 
 def all_that_stand_still(folder: Path) -> Given:

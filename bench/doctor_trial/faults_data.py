@@ -14,11 +14,12 @@ import torch
 import yaml
 from bench.doctor_trial import finished_runs
 from bench.doctor_trial.broken_code import end_masked
-from bench.doctor_trial.fault import SEED, Fault, chance, memory
+from bench.doctor_trial.fault import SEED, Fault, chance, log_of, memory
 from bench.doctor_trial.words import WORDS, spoken
 from tests.unit.stages.toy import COLOURS, QUESTIONS, Memory, run_in_two_parts, toy_data, toy_model
 from tokenizers import normalizers
 
+from assay.data.baselines import Baselines
 from assay.data.config import CleanConfig, FileData
 from assay.data.prepare import prepare_files
 from assay.data.prepared import Prepared, Splits
@@ -37,7 +38,6 @@ from assay.models.scratch import train_tokenizer
 from assay.stages import loop, reward, sft
 from assay.stages.config import OptimConfig, RewardConfig, SFTConfig
 from assay.stages.context import StageInputs
-from assay.tracking.metrics import MetricsLine
 from assay.types import Demonstration, Preference, Prompt
 
 Record = dict[str, Any]
@@ -66,12 +66,17 @@ def dialogue(row: Record, side: str) -> str:
 
 
 def of_rows(rows: Sequence[Record], folder: Path, clean: CleanConfig | None = None) -> Sequence[Evidence]:
-    """The rows through the loader: what was left out, what is left, and its tokens."""
+    """The rows through the loader: what was left out, what is left, what is reported of it, and its tokens."""
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prepared = prepare_files(FileData(path=str(path), clean=clean or CleanConfig()), seed=SEED.get())
     renderer = Renderer(train_tokenizer([" ".join(WORDS)] * 20, 512), max_length=128)
-    return [Reading.of(prepared.report), Data("data", prepared), Tokens("reward", renderer, prepared.preferences.train)]
+    return [
+        Reading.of(prepared.report),
+        Data("data", prepared),
+        Log("data", "data", reports={"report": prepared.report}),
+        Tokens("reward", renderer, prepared.preferences.train),
+    ]
 
 
 def changed(
@@ -172,17 +177,18 @@ def reward_toy(
     ctx = memory(folder / "reward")
     ctx.folder.mkdir()
     config = RewardConfig(epochs=epochs, batch_size=16, max_length=32, optim=OptimConfig(learning_rate=rate))
-    evaluate = partial(_report, agreement=agreement)
+    evaluate = partial(_report, rivals=Baselines.fit(data.preferences.train), agreement=agreement)
     final = reward.run(config, StageInputs(data, str(small(folder)), evaluate_preferences=evaluate), ctx)
-    lines = [MetricsLine(step, float(step), values) for step, values in ctx.logged.items()]
     model = load_reward_model(ctx.folder, trainable=False, max_length=32)
     test = data.preferences.test
     scored = Scored.of("reward", model.score_texts, test, data.preferences.train)
-    return [Log.of("reward", "reward", lines, final=final, config=config.model_dump()), scored]
+    return [log_of("reward", config, ctx, final), scored]
 
 
-def _report(asked: Sequence[Preference], chosen: Any, rejected: Any, agreement: float | None) -> dict[str, Any]:
-    return preference_report(chosen, rejected, seed=SEED.get(), pairs=asked, agreement=agreement)
+def _report(
+    asked: Sequence[Preference], chosen: Any, rejected: Any, rivals: Baselines, agreement: float | None
+) -> dict[str, Any]:
+    return preference_report(chosen, rejected, seed=SEED.get(), pairs=asked, baselines=rivals, agreement=agreement)
 
 
 def flipped(items: Sequence[Preference], share: float, salt: int = 0) -> list[Preference]:
@@ -347,8 +353,7 @@ def resumed(folder: Path, *, lost: bool) -> Sequence[Evidence]:
     config = SFTConfig(epochs=2, batch_size=16, max_length=32)
     with patch("assay.stages.loop.plan", plan):
         final = run_in_two_parts(sft.run, config, StageInputs(toy_data(), str(small(folder))), ctx, stop_at)
-    lines = [MetricsLine(step, float(step), values) for step, values in ctx.logged.items()]
-    return [Cursor("sft", plans[0], seen), Log.of("sft", "sft", lines, final=final, config=config.model_dump())]
+    return [Cursor("sft", plans[0], seen), log_of("sft", config, ctx, final)]
 
 
 PLAN = loop.plan

@@ -24,9 +24,9 @@ from bench.doctor_trial.broken_code import (
     with_dropout,
     with_other_ids,
 )
-from bench.doctor_trial.fault import SEED, Fault, chance, memory
-from safetensors.torch import load_file, save_file
-from tests.unit.stages.toy import COLOURS, QUESTIONS, Memory, toy_data, toy_model
+from bench.doctor_trial.fault import SEED, Fault, chance, log_of, memory
+from safetensors.torch import load_file
+from tests.unit.stages.toy import COLOURS, QUESTIONS, toy_data, toy_model
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -49,7 +49,6 @@ from assay.stages import causal, loop, preference, reward, sft
 from assay.stages.config import OptimConfig, PreferenceConfig, RewardConfig, SFTConfig
 from assay.stages.context import StageInputs
 from assay.stages.direct import Learner
-from assay.tracking.metrics import MetricsLine
 from assay.types import Demonstration, Preference, Prompt
 
 LORA = LoraConfig(r=8, alpha=16, target_modules=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
@@ -86,9 +85,14 @@ def trained_reward(seed: int) -> Path:
     return folder
 
 
+def worth(prompts: Sequence[Prompt], responses: Sequence[str], finishes: Sequence[str]) -> list[float]:
+    """What the judge makes of answers: blue is the best, then green."""
+    return [{"blue": 2.0, "green": 1.0}.get(response, 0.0) for response in responses]
+
+
 def inputs_of(data: Prepared, base: Path) -> StageInputs:
     """As the pipeline gives them: with evaluators."""
-    said = Evaluators(data, seed=SEED.get(), train=data.preferences.train)
+    said = Evaluators(data, seed=SEED.get(), train=data.preferences.train, judge=worth)
     return StageInputs(
         data,
         str(base),
@@ -97,11 +101,6 @@ def inputs_of(data: Prepared, base: Path) -> StageInputs:
         mean=said.mean,
         share=said.share,
     )
-
-
-def log_of(kind: str, config: Any, ctx: Memory, report: dict[str, Any]) -> Log:
-    lines = [MetricsLine(step, 0.0, dict(metrics)) for step, metrics in ctx.logged.items()]
-    return Log.of(kind, kind, lines, final=report, config=config.model_dump(mode="json"))
 
 
 def reward_config(**changes: Any) -> RewardConfig:
@@ -121,7 +120,14 @@ def sft_log(folder: Path, data: Prepared | None = None, **changes: Any) -> Log:
     return log_of("sft", config, ctx, sft.run(config, inputs_of(data or toy_data(), base), ctx))
 
 
-def direct_log(folder: Path, data: Prepared | None = None, **changes: Any) -> Log:
+def direct_log(folder: Path, data: Prepared | None = None, base: Path | None = None, **changes: Any) -> Log:
+    """Of the toy, asked more questions in the end."""
+    data = data or toy_data()
+    data = replace(data, prompts=replace(data.prompts, test=ASKED))
+    return preference_log(folder, data, base or sft_model(), **changes)
+
+
+def preference_log(folder: Path, data: Prepared, base: Path, **changes: Any) -> Log:
     plain = {
         "epochs": 2,
         "batch_size": 16,
@@ -130,10 +136,8 @@ def direct_log(folder: Path, data: Prepared | None = None, **changes: Any) -> Lo
         "sampling": {"max_new_tokens": 12},
         "validate_every": 3,
     }
-    data = data or toy_data()
-    data = replace(data, prompts=replace(data.prompts, test=ASKED))
     config, ctx = PreferenceConfig.model_validate({**plain, **changes}), memory(folder / "preference")
-    return log_of("preference", config, ctx, preference.run(config, inputs_of(data, sft_model()), ctx))
+    return log_of("preference", config, ctx, preference.run(config, inputs_of(data, base), ctx))
 
 
 def reward_probe(**changes: Any) -> RewardProbe:
@@ -314,6 +318,18 @@ def longer_is_better(folder: Path) -> list[Evidence]:
     return [direct_log(folder, data, optim={"learning_rate": 1e-3, "schedule": "constant"})]
 
 
+def learns_backwards(folder: Path) -> list[Evidence]:
+    """The loss has the wrong sign."""
+    own = Learner.pairs
+
+    def negated(self: Learner, *given: Any, **named: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        loss, logprobs_B, metrics = own(self, *given, **named)
+        return -loss, logprobs_B, metrics
+
+    with patch.object(Learner, "pairs", negated):
+        return [direct_log(folder, epochs=4)]
+
+
 # Faults in models.
 
 
@@ -344,9 +360,22 @@ def reads_a_pad(folder: Path) -> list[Evidence]:
 def without_head(folder: Path) -> list[Evidence]:
     probe = reward_probe(saved=folder)
     probe.model.save(folder)
-    weights = load_file(folder / "model.safetensors")
-    save_file({k: v for k, v in weights.items() if k != "score.weight"}, folder / "model.safetensors", {"format": "pt"})
+    finished_runs.rewrite(folder, lambda tensors: tensors.pop("score.weight"))
     return [probe]
+
+
+def trunk_lost(folder: Path) -> list[Evidence]:
+    """The folder holds the trained head, and the trunk as it was before."""
+    probe = reward_probe(saved=folder)
+    probe.model.save(folder)
+    before = load_file(sft_model() / "model.safetensors")
+    finished_runs.rewrite(folder, lambda own: own.update({name: before[name] for name in own.keys() & before.keys()}))
+    return [probe]
+
+
+def head_drawn_anew(folder: Path) -> list[Evidence]:
+    with finished_runs.head_drawn_anew(folder) as run:
+        return finished_runs.looked_at(run)
 
 
 def cannot_learn(folder: Path) -> list[Evidence]:
@@ -464,6 +493,8 @@ FAULTS: tuple[Fault, ...] = (
         finished_runs.learnt_before,
     ),
     Fault("head-lost", "the folder has no head", without_head, finished_runs.head_lost),
+    Fault("head-lost", "the folder has the trunk as it was before the training", trunk_lost),
+    Fault("head-lost", "the head in the folder was drawn anew", head_drawn_anew, finished_runs.head_drawn_anew),
     Fault("constant-scores", "the score is read at the end of the prompt", reads_the_prompt),
     Fault("constant-scores", "the head's weights are 0", head_has_died, finished_runs.dead_head),
     Fault("score-drift", "65 is added to every score", far_from_zero),
@@ -477,6 +508,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("loss-blow-up", "a thousand times the learning rate, without warmup", steps_too_long),
     Fault("stuck-at-ln2", "policy and reference share their weights", follows_itself),
     Fault("stuck-at-ln2", "the optimizer has copies of the weights", never_moves),
+    Fault("swapped-labels", "the loss of DPO has the wrong sign", learns_backwards),
     Fault("chosen-falls", "a hundred times the learning rate", too_fast),
     Fault("saturated-early", "the rejected answer is always nonsense", trivial_pairs),
     Fault("length-growth", "the chosen answer is always the longer", longer_is_better),

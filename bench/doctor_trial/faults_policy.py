@@ -15,7 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from bench.doctor_trial.fault import SEED, Fault, chance, memory
+from bench.doctor_trial.fault import SEED, Fault, chance, log_of, memory
 from tests.unit.stages.toy import COLOURS, QUESTIONS, toy_data, toy_model
 from torch import Tensor
 
@@ -23,16 +23,15 @@ from assay.data.ngrams import repetition
 from assay.data.prepared import Prepared, Splits
 from assay.data.render import Renderer, Row
 from assay.doctor.detector import Evidence
-from assay.doctor.log import Log
 from assay.models.policy import Policy, ResponseLogprobs, load_policy
 from assay.models.roles import SamplingRoles, ppo_roles, sampling_roles
+from assay.rewards.learned import LearnedReward
 from assay.rollout.collect import Rollouts
 from assay.rollout.engine import Engine
 from assay.stages import group, loop, online, ppo, reward, sft
 from assay.stages.causal import train_causal
 from assay.stages.config import GroupConfig, OptimConfig, PPOConfig, RewardConfig, SFTConfig
 from assay.stages.context import StageInputs
-from assay.tracking.metrics import MetricsLine
 from assay.types import Demonstration, Prompt
 
 HEALTHY: Mapping[str, Any] = {
@@ -94,19 +93,18 @@ def run(
         for one in patches:
             stack.enter_context(one)
         report = stage(config, inputs, ctx)
-    lines = [MetricsLine(step, 0.0, values) for step, values in ctx.logged.items()]
-    return [Log.of(kind, kind, lines, final=report, config=config.model_dump(mode="json"))]
+    return [log_of(kind, config, ctx, report)]
 
 
-def paying(score: Callable[[str, float], float]) -> Patch:
+def paying(score: Callable[[str, float], float], stage: Any = online) -> Patch:
     """The reward model's score of every response replaced by a function of its text and that score."""
 
-    class Paid(online.LearnedReward):
+    class Paid(LearnedReward):
         def __call__(self, prompts: Any, responses: Any, finishes: Any) -> list[float]:
             scores = super().__call__(prompts, responses, finishes)
             return [score(text, own) for text, own in zip(responses, scores, strict=True)]
 
-    return patch.object(online, "LearnedReward", Paid)
+    return patch.object(stage, "LearnedReward", Paid)
 
 
 # What is wrong ------------------------------------------------------------------------------------------------------

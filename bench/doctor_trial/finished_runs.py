@@ -57,6 +57,7 @@ from assay.pipeline.runner import Request, run
 from assay.rollout.engine import Engine
 
 Row = dict[str, Any]
+Tensors = dict[str, torch.Tensor]
 STAGES: Mapping[str, Mapping[str, Any]] = {
     "sft": {"epochs": 30, "batch_size": 16, "max_length": 64, "lora": {"r": 16}, "optim": {"learning_rate": 3e-2}},
     "reward": {"epochs": 1, "batch_size": 8, "max_length": 64, "optim": {"learning_rate": 3e-3}},
@@ -94,20 +95,33 @@ def made(
     **settings: Mapping[str, Any],
 ) -> Path:
     """A run of these stages, with the settings that are given for `data` and for each of them."""
+    recipe = written(folder, rows, model=model, stages=stages, **settings)
+    return Path(run(load_recipe(str(recipe), environment={}), QUIET)["dir"])
+
+
+def written(
+    folder: Path,
+    rows: Sequence[Row] | None = None,
+    *,
+    model: Path | None = None,
+    stages: Sequence[str] = tuple(STAGES),
+    **settings: Mapping[str, Any],
+) -> Path:
+    """The recipe of such a run."""
     file, recipe = folder / "pairs.jsonl", folder / "small.yaml"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows or pairs()))
     if model is None:
         model = folder / "model"
         shutil.copytree(tiny.folder("llama", pad=True), model)
-    written = {
+    document = {
         "model": str(model),
         "data": {"path": str(file), "validation_split": 0.1, "test_split": 0.4, **settings.get("data", {})},
         "runs_dir": str(folder / "runs"),
         "seed": SEED.get(),
-        "stages": [{name: {**STAGES[name], **settings.get(name, {})}} for name in stages],
+        "stages": [{name: {**STAGES.get(name, {}), **settings.get(name, {})}} for name in stages],
     }
-    recipe.write_text(write_yaml(written))
-    return Path(run(load_recipe(str(recipe), environment={}), QUIET)["dir"])
+    recipe.write_text(write_yaml(document))
+    return recipe
 
 
 @functools.cache
@@ -127,9 +141,14 @@ def artifact(run: Path, stage: str) -> Path:
     return run.parent / "artifacts" / stages[stage]["artifact"]
 
 
-def weights(run: Path, stage: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+def weights(run: Path, stage: str, change: Callable[[Tensors], object]) -> None:
     """The weights of what a stage has made, changed."""
-    file = artifact(run, stage) / "model.safetensors"
+    rewrite(artifact(run, stage), change)
+
+
+def rewrite(model: Path, change: Callable[[Tensors], object]) -> None:
+    """The weights in a model's folder, changed."""
+    file = model / "model.safetensors"
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file, {"format": "pt"})
@@ -194,6 +213,12 @@ def loading(module: Any, name: str, change: Callable[[Any], object]) -> Patch:
 
 def without_head(run: Path) -> None:
     weights(run, "reward", lambda tensors: tensors.pop("score.weight"))
+
+
+def with_another_head(run: Path) -> None:
+    """As a library leaves it that draws what is missing, and saves that."""
+    noise = torch.Generator().manual_seed(SEED.get())
+    weights(run, "reward", lambda tensors: tensors["score.weight"].normal_(0, 1, generator=noise))
 
 
 def padded_on_the_right(run: Path) -> None:
@@ -270,6 +295,7 @@ def of_another(policy: Policy, *given: Any, **named: Any) -> Engine:
 # The faults, by name.
 
 head_lost = changed(without_head)
+head_drawn_anew = changed(with_another_head)
 right_padded = changed(padded_on_the_right)
 wrong_reference = changed(bare_base)
 untrained_token = changed(token_added)

@@ -1,7 +1,9 @@
 """Runs in which nothing is wrong, with all that the doctor can be shown of them.
 
 Two tasks: the stages' toy with models of four sizes, and the embedded world through `assay run`. Each gives one run of
-SFT, reward model, PPO, GRPO and DPO, and a sentence on what it has learnt: a run that learns nothing is not healthy.
+SFT, reward model, PPO, GRPO and DPO, the toy of best-of-n and distillation, too; and a sentence on what it has learnt:
+a run that learns nothing is not healthy. Besides, the small run that faults are put into is looked at by the doctor's
+command, and so are shipped recipes before they run.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from typing import Any
 
 import torch
 from bench import common
-from bench.doctor_trial import faults_data
-from bench.doctor_trial.case import Case, in_memory
-from bench.doctor_trial.fault import SEED, memory
-from bench.doctor_trial.faults_models import ASKED, inputs_of, log_of
+from bench.doctor_trial import faults_data, faults_recipe, finished_runs
+from bench.doctor_trial.case import Case, by_command, in_memory
+from bench.doctor_trial.fault import SEED, log_of, memory
+from bench.doctor_trial.faults_models import ASKED, inputs_of
 from tests.unit.stages.toy import toy_data, toy_model
 
 from assay.data.prepared import Prepared
@@ -36,8 +38,16 @@ from assay.models.policy import Policy, load_policy
 from assay.models.roles import load_reward_model
 from assay.pipeline.recipe import Recipe
 from assay.rollout.engine import Engine
-from assay.stages import causal, group, ppo, preference, reward, sft
-from assay.stages.config import GroupConfig, PPOConfig, PreferenceConfig, RewardConfig, SFTConfig
+from assay.stages import bestof, causal, distill, group, ppo, preference, reward, sft
+from assay.stages.config import (
+    BestOfConfig,
+    DistillConfig,
+    GroupConfig,
+    PPOConfig,
+    PreferenceConfig,
+    RewardConfig,
+    SFTConfig,
+)
 
 Runs = dict[str, Sequence[Evidence]]
 RECIPE = Path(__file__).with_name("healthy.yaml")
@@ -52,7 +62,7 @@ def cases() -> list[Case]:
         Case("healthy", "world", (), "the embedded world; 4 layers of 128", seed, in_memory(world)) for seed in (2, 3)
     ]
     sizes = ((2, 32, 48), (2, 64, 32), (3, 96, 48), (4, 128, 64))
-    return worlds + [
+    toys = [
         Case(
             "healthy",
             f"toy-{layers}x{width}",
@@ -63,6 +73,13 @@ def cases() -> list[Case]:
         )
         for seed, (layers, width, batch) in enumerate(sizes)
     ]
+    what = "the small run that faults are put into, by the doctor's command"
+    whole = [Case("healthy", "finished", (), what, seed, by_command(finished_runs.changed())) for seed in range(2)]
+    recipes = [
+        Case("recipe", name, (), f"recipes/{name}.yaml", 0, by_command(faults_recipe.as_shipped(name)))
+        for name in faults_recipe.HEALTHY
+    ]
+    return [*worlds, *toys, *whole, *recipes]
 
 
 # The toy.
@@ -77,7 +94,10 @@ def toy(folder: Path, *, layers: int, width: int, batch: int) -> Runs:
     for kind, (stage, schema, settings) in stages_of(width, batch).items():
         config = schema.model_validate(settings)
         inputs = inputs_of(data, base if kind == "sft" else folder / "sft")
-        inputs = replace(inputs, reward=str(folder / "reward") if kind in ("ppo", "group") else None)
+        if kind in ("ppo", "group", "bestof"):
+            inputs = replace(inputs, reward=str(folder / "reward"))
+        if kind == "distill":
+            inputs = replace(inputs, teacher=str(folder / "sft"), base=str(base))
         ctx = memory(folder / kind)
         log = log_of(kind, config, ctx, stage.run(config, inputs, ctx))
         runs[kind] = [log, *beside(kind, folder / kind, folder / "sft", data, 32)]
@@ -121,6 +141,29 @@ def stages_of(width: int, batch: int) -> Mapping[str, tuple[Any, Any, dict[str, 
                 "optim": {"learning_rate": 3e-4 * slow, "schedule": "constant"},
             },
         ),
+        "bestof": (
+            bestof,
+            BestOfConfig,
+            {
+                "rounds": 3,
+                "prompts": 96,
+                "answers": 8,
+                "epochs": 2,
+                "batch_size": 16,
+                "sampling": {"max_new_tokens": 4},
+                "optim": {"learning_rate": 3e-3 * slow, "schedule": "constant"},
+            },
+        ),
+        "distill": (
+            distill,
+            DistillConfig,
+            {
+                "sequences": 960,
+                "batch_size": 16,
+                "sampling": {"max_new_tokens": 4},
+                "optim": {"learning_rate": 6e-3 * slow},
+            },
+        ),
     }
     return {kind: (stage, schema, shared | own) for kind, (stage, schema, own) in stages.items()}
 
@@ -139,7 +182,8 @@ def world(folder: Path) -> Runs:
         for log in found.logs
         if log.where != "data"
     }
-    return runs | {"sft": [*runs["sft"], settings, Machine.of("sft", torch.float32), Data("data", data)]}
+    (made,) = (log for log in found.logs if log.where == "data")
+    return runs | {"sft": [*runs["sft"], settings, Machine.of("sft", torch.float32), Data("data", data), made]}
 
 
 # Both.
@@ -170,6 +214,8 @@ def beside(kind: str, made: Path, start: Path, data: Prepared, length: int) -> l
             RewardProbe(model, evenly(test, PAIRS)),
             *([LabelProbe(fresh, evenly(train, ROWS), evenly(test, ROWS))] if apart(data) else []),
         ]
+    if kind in ("bestof", "distill"):
+        return []  # they begin with the models of the others
     policy = load_policy(start, lora=LORA)
     frozen = load_policy(start, trainable=False)
     return [policy_probe(policy, frozen, data, length), prompt_batch(frozen, data)]

@@ -25,7 +25,7 @@ from assay.config import check
 from assay.data.baselines import outcomes
 from assay.data.pack import collate
 from assay.data.render import Renderer
-from assay.doctor import data, kl, probe_batch, probe_policy, probe_reward, probing, reward
+from assay.doctor import data, kl, probe_batch, probe_policy, probe_reward, probing, recipe, reward, sft
 from assay.doctor.data import Data, Reading
 from assay.doctor.finding import Mode
 from assay.doctor.labels import Scored
@@ -34,7 +34,8 @@ from assay.doctor.machine import Cursor, Machine, Settings
 from assay.doctor.probe_batch import PromptBatch, StepProbe
 from assay.doctor.probe_policy import PolicyProbe
 from assay.doctor.probe_reward import RewardProbe
-from assay.doctor.tokens import Tokens
+from assay.doctor.recipe import Disk, Memory, Planned
+from assay.doctor.tokens import Prompts, Tokens
 from assay.document import read_yaml
 from assay.models.policy import Policy
 from assay.rollout.config import SamplingParams
@@ -301,6 +302,63 @@ def above_agreement(given: Given) -> Amounts:
 def slower(given: Given) -> Amounts:
     found = pick(given, Machine)
     return {"time of a product,\nto fp32": found.seconds[found.used] / found.seconds["float32"]}
+
+
+def rates(given: Given) -> Amounts:
+    """Learning rates of the stages, over those that such models are known to bear well."""
+    found: dict[str, float] = {}
+    for one in given:
+        if isinstance(one, Planned) and one.parameters and one.learning_rate:
+            _, most = recipe.known_rates(one.parameters, one.kind, adapters=one.config["lora"] is not None)
+            found[one.where] = one.learning_rate / most
+    return found
+
+
+def memory(given: Given) -> Amounts:
+    """Of the stage that needs most."""
+    found = max((one for one in given if isinstance(one, Memory)), key=lambda one: one.needed_mb)
+    return {"the largest stage\nneeds": found.needed_mb, "this machine\nhas": found.there_mb}
+
+
+def disk(given: Given) -> Amounts:
+    found = pick(given, Disk)
+    return {"models and a\ncheckpoint need": found.needed_mb, "the disk\nhas left": found.free_mb}
+
+
+def prompt_lengths(given: Given) -> Numbers:
+    """Tokens of every prompt, over the room that it has."""
+    found = pick(given, Prompts)
+    whole = Renderer(found.renderer.tokenizer, template=found.renderer.template, max_length=2**20)
+    return [len(whole.prompt(prompt)) / found.room for prompt in found.prompts]
+
+
+def win_rate(given: Given) -> Amounts:
+    return {"comparisons with\nits start, won": measured(pick(given, Log), "win_rate")}
+
+
+def refusals(given: Given) -> Amounts:
+    """Of either kind of request, before the training and after it."""
+    final = pick(given, Log).final
+    return {
+        f"{what},\n{when}": Interval(*(final[f"safety_{when}"][f"{name}{end}"] for end in ("", "_low", "_high")))
+        for what, name in (("harmless", "over_refusal"), ("harmful", "harmful_refusal"))
+        for when in ("before", "after")
+    }
+
+
+def along_pairs(name: str) -> Callable[[Given], tuple[Numbers, Numbers]]:
+    """A metric over the pairs that were learnt from, however many a step takes."""
+
+    def measure(given: Given) -> tuple[Numbers, Numbers]:
+        log = pick(given, Log)
+        return log.config["batch_size"] * log[name].steps, log[name].values
+
+    return measure
+
+
+def blown_up(given: Given) -> Marks:
+    start = sft.beginning(pick(given, Log))
+    return {"red: a late mean above": max(sft.WORSE * start, start + sft.LEAST)}
 
 
 def as_planned(given: Given) -> tuple[Numbers, Numbers]:

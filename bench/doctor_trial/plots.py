@@ -37,6 +37,7 @@ from assay.doctor import (
     labels,
     machine,
     probe_policy,
+    recipe,
     responses,
     reward,
     sft,
@@ -160,7 +161,19 @@ PICTURES: tuple[Picture, ...] = (
         counterparts.spelled_well,
         faulty=counterparts.spelled_badly,
     ),
+    Picture(
+        "prompts-cut-away",
+        "Rows hardly longer than answers: no prompt has room",
+        spread(measures.prompt_lengths, "tokens of a prompt, as a share of its room", {"all the room": 1.0}),
+        counterparts.small_recipe,
+    ),
     # SFT
+    Picture(
+        "loss-blow-up",
+        "A thousand times the learning rate: the loss is soon above where it began",
+        lines(metric("train/loss", measures.blown_up, "log", "training loss, nats a token")),
+        counterparts.sft_run,
+    ),
     Picture(
         "overfitting",
         "The training loss falls, the validation loss rises",
@@ -371,6 +384,28 @@ PICTURES: tuple[Picture, ...] = (
         lines(Panel("norm of the gradient of B", measures.adapter_gradients, {}, "symlog", "adapter block")),
         counterparts.policy_probe,
     ),
+    Picture(
+        "no-anchor",
+        "Without a penalty the policy goes as far as the reward model leads it",
+        lines(
+            metric("objective/kl", label="KL, nats an answer"),
+            metric("objective/entropy", label="entropy, nats a token"),
+        ),
+        counterparts.held,
+        faulty=counterparts.unheld,
+    ),
+    Picture(
+        "worse-than-before",
+        "Its pairs prefer another answer than the judge: it loses against its start",
+        bars(measures.win_rate, "share, with its interval", {"red: all of the interval below": responses.HALF}),
+        counterparts.preferring_rightly,
+    ),
+    Picture(
+        "wrong-refusals",
+        "A refusal wins whatever was asked: harmless requests are refused as well",
+        bars(measures.refusals, "share of the requests that are refused, with its interval", {}),
+        counterparts.refusing_rightly,
+    ),
     # DPO
     Picture(
         "stuck-at-ln2",
@@ -441,6 +476,37 @@ PICTURES: tuple[Picture, ...] = (
         "After the restart at step 8 the examples are not those that were planned",
         lines(Panel("examples as planned", measures.as_planned)),
         counterparts.kept_its_place,
+    ),
+    Picture(
+        "out-of-memory",
+        "A stage that needs more memory than the machine has",
+        bars(measures.memory, "MB", {}, ",.0f", "log"),
+        counterparts.small_recipe,
+    ),
+    Picture(
+        "disk-full",
+        "A disk that has no room for what the run writes",
+        bars(measures.disk, "MB", {}, ",.1f", "log"),
+        counterparts.small_recipe,
+    ),
+    Picture(
+        "learning-rate-out-of-range",
+        "One stage of three has a hundred times its learning rate",
+        bars(
+            measures.rates,
+            "learning rate, over the one that such a model bears well",
+            {"amber": recipe.FAST, "red": recipe.FAR_TOO_FAST},
+            ".2g",
+            "log",
+        ),
+        counterparts.small_recipe,
+    ),
+    Picture(
+        "steps-of-noise",
+        "As many pairs, one a step or ten: a step of one pair learns from noise",
+        lines(Panel("loss of a step, nats", measures.along_pairs("train/loss"), LN2, along="pairs learnt from")),
+        counterparts.by_ten,
+        faulty=counterparts.one_by_one,
     ),
 )
 

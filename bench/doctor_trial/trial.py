@@ -13,7 +13,16 @@ from pathlib import Path
 import torch
 import transformers
 from bench import common
-from bench.doctor_trial import faults_data, faults_models, faults_policy, healthy, page, pairs
+from bench.doctor_trial import (
+    faults_data,
+    faults_models,
+    faults_outcome,
+    faults_policy,
+    faults_recipe,
+    healthy,
+    page,
+    pairs,
+)
 from bench.doctor_trial.case import Case, Record, by_command, examined, in_memory
 from bench.doctor_trial.fault import Fault
 
@@ -22,11 +31,18 @@ CODE = (
     "src/assay/**/*.py",
     *(f"bench/doctor_trial/{name}" for name in ("case.py", "dials.py", "fault*.py", "healthy.*", "pairs.py")),
     *(f"bench/doctor_trial/{name}.py" for name in ("broken_code", "finished_runs", "words")),
+    "recipes/*.yaml",
     "tests/tiny.py",
     "tests/unit/stages/toy.py",
 )
 """What a record depends on; not how it is kept, nor the page that is made of it."""
-FAULTS: Sequence[Fault] = (*faults_data.FAULTS, *faults_models.FAULTS, *faults_policy.FAULTS)
+FAULTS: Sequence[Fault] = (
+    *faults_data.FAULTS,
+    *faults_models.FAULTS,
+    *faults_policy.FAULTS,
+    *faults_outcome.FAULTS,
+    *faults_recipe.FAULTS,
+)
 
 
 def cases(seeds: int) -> dict[str, Case]:
@@ -39,7 +55,7 @@ def cases(seeds: int) -> dict[str, Case]:
 def of_fault(number: int, fault: Fault, seed: int) -> Case:
     return Case(
         "fault",
-        f"{number:02d}-{fault.mode}",
+        f"{number:03d}-{fault.mode}",
         (fault.mode,),
         fault.what,
         seed,

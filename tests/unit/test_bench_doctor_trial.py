@@ -17,7 +17,7 @@ from bench.doctor_trial.case import Case, Record, Seen, by_command, examined
 from bench.doctor_trial.finished_runs import made
 
 from assay.doctor import direct
-from assay.doctor.detector import modes
+from assay.doctor.detector import DETECTORS, modes
 from assay.doctor.foreign import Foreign
 from assay.doctor.log import Log
 from assay.pipeline.asking import ASKED
@@ -50,11 +50,10 @@ def record(group: Any = "fault", mode: str = "kl-blow-up", *found: tuple[str, st
     return replace(plain, **more)
 
 
-def test_every_mode_of_the_catalogue_is_injected_and_ten_pairs_are() -> None:
+def test_every_mode_is_injected_and_ten_pairs_are() -> None:
     injected = {case.modes[0] for case in CASES.values() if case.group == "fault"}
-    catalogue = {mode.name for mode in modes() if mode.number <= page.CATALOGUE}
-    assert len(catalogue) == 50
-    assert catalogue <= injected <= {mode.name for mode in modes()}
+    assert len([mode for mode in modes() if mode.number <= page.CATALOGUE]) == 50
+    assert injected == {mode.name for mode in modes()}
     assert sum(case.group == "pair" for case in CASES.values()) == 10
 
 
@@ -63,7 +62,9 @@ def test_the_names_of_cases_tell_seeds_and_faults_apart() -> None:
     assert len(faults) == 3 * len(trial.FAULTS)
 
 
-@pytest.mark.parametrize("mode", ["double-bos", "number-as-text", "boundary-tokens"])
+@pytest.mark.parametrize(
+    "mode", ["double-bos", "number-as-text", "boundary-tokens", "cannot-run", "steps-of-noise", "worse-than-before"]
+)
 def test_a_cheap_fault_is_named_first_and_its_record_survives_the_disk(mode: str, tmp_path: Path) -> None:
     (found,) = examined(case(mode))
     assert page.first(found)
@@ -159,6 +160,32 @@ def test_a_red_healthy_run_a_second_amber_one_and_a_lost_cause_are_misses() -> N
     assert met(*quiet, red, *[pair] * 7, *[half] * 3)[2:] == [True, False, True, False]
     assert met(*quiet[1:], amber, amber, *[pair] * 8)[2:] == [True, True, False, True]
     assert met(*quiet, *[pair] * 8)[2:] == [False, True, True, True]
+
+
+def test_modes_beyond_the_catalogue_have_a_table_of_their_own_and_count_for_nothing() -> None:
+    good = record("fault", "kl-blow-up", ("kl-blow-up", "red"))
+    beyond = record("fault", "no-anchor", ("shortcut", "red"))
+    assert page.shown([good, beyond]) == page.shown([good])
+    inside, outside = (list(page.fault_rows([good, beyond], beyond=side)) for side in (False, True))
+    assert [(row[1], row[3]) for row in inside] == [("[kl-blow-up](../doctor/kl-blow-up.md)", "1 of 1")]
+    assert [(row[1], row[3]) for row in outside] == [("[no-anchor](../doctor/no-anchor.md)", "0 of 1")]
+    assert "of the fifty, 1 of 1:" in page.verdict([good, beyond])
+    assert "beyond them, 0 of 1:" in page.verdict([good, beyond])
+
+
+def test_a_recipe_is_no_healthy_run_and_what_is_said_of_it_is_a_false_alarm() -> None:
+    name = "recipe.no_anchor"
+    recipe = record("recipe", "dpo", ("no-anchor", "red"), modes=[], answers={name: "found"})
+    assert page.shown([recipe]) == page.shown([])
+    assert not page.right(recipe)
+    assert [row[1] for row in page.recipe_rows([recipe])] == ["no-anchor (red): 0.3"]
+    (row,) = (row for row in page.detector_rows([recipe]) if row[0] == name)
+    assert row[3].startswith("1 of 1:")
+
+
+def test_detectors_of_trls_logs_have_their_rates_elsewhere() -> None:
+    told = [row[0] for row in page.detector_rows([])]
+    assert told == [name for detector in DETECTORS if not (name := dials.detector_name(detector)).startswith("trl.")]
 
 
 def test_rates_count_only_what_a_detector_was_asked() -> None:

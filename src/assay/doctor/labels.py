@@ -36,6 +36,7 @@ ADDS = 0.03
 """What a reward model should know beyond length or words, as accuracy (the catalogue's 3 points)."""
 SUREST = 5
 """One pair in so many is among those that a model is surest about."""
+NO_TRICK = "the model is no better than chance, so whatever it has learnt is not the trick"
 AGAINST = 0.1
 """Share of the surest pairs that are labelled the other way. Healthy models: 1–4 %; a quarter of flips shows 25 %."""
 
@@ -126,6 +127,8 @@ def no_better_than_a_trick(scored: Scored) -> Iterator[Finding]:
     right, groups = scored.right, [pair.prompt.id for pair in scored.pairs]
     if len(scored.train) < FEWEST:
         raise Missing("the pairs that the model was trained on are not given, so it has no rivals")
+    if not at_least(accuracy(right, scored.pairs), 0.5):
+        raise Missing(NO_TRICK)
     for name, margins in rivals(scored.train, scored.pairs).items():
         rival = against(scored.margins, margins, groups=groups, seed=0)
         yield from adds_little(name, rival, float(right.mean()), scored.where)
@@ -134,6 +137,8 @@ def no_better_than_a_trick(scored: Scored) -> Iterator[Finding]:
 @detects(SHORTCUT, kinds=("reward",))
 def reported_rivals(log: Log) -> Iterator[Finding]:
     """The same, where the stage has measured its rivals."""
+    if log.number("accuracy_low") <= 0.5:
+        raise Missing(NO_TRICK)
     for name, rival in shortcuts(log.report("accuracy", "baselines"), log.number("chosen_words")).items():
         yield from adds_little(name, rival, log.number("accuracy"), log.where)
 

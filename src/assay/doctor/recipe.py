@@ -173,6 +173,12 @@ def usual_rate(parameters: int) -> float:
     return 5e-4 * (125e6 / parameters) ** 0.32
 
 
+def known_rates(parameters: int, kind: str, *, adapters: bool) -> tuple[float, float]:
+    """The rate at which such a model learns, and the one that it bears well in a stage of this kind."""
+    usual = usual_rate(parameters) * (ADAPTERS if adapters else 1)
+    return usual, usual * (POLICY if kind in POLICIES else 1)
+
+
 @detects(LEARNING_RATE)
 def out_of_range(planned: Planned) -> Iterator[Finding]:
     """A rate beyond what the model's own pretraining would take, or so small that nothing moves."""
@@ -182,8 +188,7 @@ def out_of_range(planned: Planned) -> Iterator[Finding]:
     if planned.parameters is None:
         raise Missing("its model is not here, and the range of rates depends on its size")
     adapters = planned.config.get("lora") is not None
-    usual = usual_rate(planned.parameters) * (ADAPTERS if adapters else 1)
-    most = usual * (POLICY if planned.kind in POLICIES else 1)
+    usual, most = known_rates(planned.parameters, planned.kind, adapters=adapters)
     what = "adapters on " * adapters + f"a model of {planned.parameters / 1e6:,.3g} M parameters"
     said = f"optim.learning_rate is {rate:g}; {what}"
     if rate > FAST * most:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,12 @@ def test_a_model_that_adds_nothing_to_length_took_the_shortcut() -> None:
     assert list(labels.no_better_than_a_trick(rivalled(True))) == []
     with pytest.raises(Missing):
         list(labels.no_better_than_a_trick(scored([1.0] * 50)))
+
+
+def test_a_model_at_chance_has_not_taken_the_shortcut() -> None:
+    judged = rivalled(False)
+    with pytest.raises(Missing, match="no better than chance"):
+        list(labels.no_better_than_a_trick(replace(judged, margins=np.resize([1.0, -1.0], len(judged.pairs)))))
 
 
 def reported(**final: float) -> Log:

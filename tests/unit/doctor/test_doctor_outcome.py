@@ -140,7 +140,7 @@ def test_a_reward_model_must_know_more_than_its_rivals(
     rival: str, gain: float, words: int, found: list[tuple[str, str]]
 ) -> None:
     measured = around("accuracy", 0.65) | around("gain", gain)
-    final = {"accuracy": 0.66, "chosen_words": words}
+    final = {"accuracy": 0.66, "accuracy_low": 0.63, "chosen_words": words}
     log = Log("reward", "reward", final=final, reports={"accuracy": {"baselines": {rival: measured}}})
     given = examine([log], REPORTED)
     assert named(given) == found
@@ -149,9 +149,18 @@ def test_a_reward_model_must_know_more_than_its_rivals(
 
 def test_a_rival_that_knows_nothing_is_no_shortcut() -> None:
     measured = around("accuracy", 0.51) | around("gain", 0.0)
-    final = {"accuracy": 0.5, "chosen_words": 20}
+    final = {"accuracy": 0.6, "accuracy_low": 0.58, "chosen_words": 20}
     log = Log("reward", "reward", final=final, reports={"accuracy": {"baselines": {"length_only": measured}}})
     assert named(examine([log], REPORTED)) == []
+
+
+def test_a_model_that_knows_nothing_has_taken_no_shortcut() -> None:
+    measured = around("accuracy", 0.72) | around("gain", -0.22)
+    final = {"accuracy": 0.5, "accuracy_low": 0.47, "chosen_words": 20}
+    given = examine(
+        [Log("reward", "reward", final=final, reports={"accuracy": {"baselines": {"length_only": measured}}})], REPORTED
+    )
+    assert (named(given), {one.why for one in given.unchecked}) == ([], {labels.NO_TRICK})
 
 
 @pytest.mark.parametrize(

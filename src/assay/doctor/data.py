@@ -46,6 +46,8 @@ ALIKE = 0.8
 """Jaccard similarity of two prompts (runs of three words) that say the same in slightly other words."""
 COPIES = 0.05
 """Share of held-out prompts with such a twin in training. Ten real sets: at most 5.1 % (Dolly, 10 of 195)."""
+SHARING = 0.4
+"""Share that has eight words in a row with a training prompt in common. Ten real sets: 2 to 28 %: people begin alike."""
 LENGTH_WINS = 0.75
 """Accuracy of length alone. Ten real sets: at most 66 %, none above 68 % beyond doubt."""
 WORDS_WIN = 0.9
@@ -285,7 +287,7 @@ def counted_copies(log: Log) -> Iterator[Finding]:
         said = f"{equal:,} of {held_out:,} held-out prompts are training prompts, word for word"
         yield Finding(SPLIT_LEAK, log.where, said, sureness="certain", change={"split_by": "prompt"})
     alike = sum(part["share"] * part["prompts"] for part in parts)
-    if held_out and at_least(seen := wilson(alike, held_out, confidence=SURE), COPIES):
+    if held_out and at_least(seen := wilson(alike, held_out, confidence=SURE), SHARING):
         said = f"{percent(seen)} of {held_out:,} held-out prompts share eight words in a row with a training prompt"
         change = {"decontaminate": True}
         yield Finding(SPLIT_LEAK, log.where, said, severity="amber", sureness="possible", change=change)

@@ -175,7 +175,7 @@ def test_rivals_of_a_report_are_those_of_the_pairs(chosen: str, asked: list[str]
 
 @pytest.mark.parametrize(
     ("equal", "share", "found"),
-    [(0, 0.01, []), (3, 0.01, [("split-leak", "red")]), (0, 0.1, [("split-leak", "amber")])],
+    [(0, 0.28, []), (3, 0.01, [("split-leak", "red")]), (0, 0.5, [("split-leak", "amber")])],
 )
 def test_copies_that_the_data_stage_counted_are_a_leak(equal: int, share: float, found: list[tuple[str, str]]) -> None:
     part = {"prompts": 1000, "equal": equal, "share": share}

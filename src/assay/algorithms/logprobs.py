@@ -95,7 +95,8 @@ class _ChunkedLogprobs(Function):
     @once_differentiable
     def backward(ctx: Any, grad_logprobs_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.on_the_way:
-            return *_scaled(*ctx.saved_tensors, grad_logprobs_N), *[None] * 5
+            slope_ND, slope_VD, slope_V = ctx.saved_tensors
+            return *_scaled(slope_ND, slope_VD, slope_V, grad_logprobs_N), *[None] * 5
         hidden_ND, weight_VD, bias_V, ids_N, entropy_N = ctx.saved_tensors
         dtype = grad_logprobs_N.dtype
         weight, bias = weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)

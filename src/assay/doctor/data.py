@@ -47,7 +47,7 @@ ALIKE = 0.8
 COPIES = 0.05
 """Share of held-out prompts with such a twin in training. Ten real sets: at most 5.1 % (Dolly, 10 of 195)."""
 SHARING = 0.4
-"""Share that has eight words in a row with a training prompt in common. Ten real sets: 2 to 28 %: people begin alike."""
+"""Share with eight words in a row of a training prompt. Ten real sets: 2 to 28 %; people begin alike."""
 LENGTH_WINS = 0.75
 """Accuracy of length alone. Ten real sets: at most 66 %, none above 68 % beyond doubt."""
 WORDS_WIN = 0.9

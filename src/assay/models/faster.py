@@ -69,7 +69,8 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(MMAP_THRESHOLD, LARGE) or libc.mallopt(MMAP_THRESHOLD, ALLOWED)
+        if not libc.mallopt(MMAP_THRESHOLD, LARGE):
+            libc.mallopt(MMAP_THRESHOLD, ALLOWED)
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 

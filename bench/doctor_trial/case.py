@@ -200,6 +200,5 @@ def learnt(evidence: Sequence[Evidence]) -> str:
         return f"validation accuracy {number('validation_accuracy'):.0%}"
     if log.kind == "distill":
         return f"KL from the teacher {number('teacher_kl_before'):.2f} → {number('teacher_kl_after'):.2f} nats"
-    if log.kind == "bestof":
-        return f"reward {number('reward_before'):+.2f} → {number('reward_after'):+.2f}"
-    return f"reward {log['objective/reward'].first:+.2f} → {log['objective/reward'].last:+.2f} deviations"
+    reward = log["objective/score" if log.kind == "bestof" else "objective/reward"]
+    return f"reward {reward.first:+.2f} → {reward.last:+.2f} deviations"

@@ -118,7 +118,7 @@ def taught_in_other_words(folder: Path) -> Iterator[Path]:
 
 # Machines that are too small.
 
-WIDTH, HEADS = 16384, 128
+WIDTH, HEADS = 2048, 16
 
 
 @contextmanager

@@ -84,6 +84,7 @@ doctor-plots: $(VENV)/.tools ## draw the injected faults, all or MODES="a b": do
 
 riddles: $(VENV)/.tools ## make five prior failures for real, ask the doctor, cure them: docs/doctor/riddles.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.riddles $(RIDDLES)
+
 doctor-trial: $(VENV)/.tools ## inject every fault and examine healthy runs: docs/results/doctor.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.doctor_trial
 

@@ -175,7 +175,7 @@ DIALS: tuple[Dial, ...] = (
         "difference of two splits' gradients over their norm",
     ),
     # logs of TRL's trainers
-    Dial(trl.stands_still, "ROUNDING", 1e-12, 1e3, "largest |KL| after the first update, nats an answer", above=False),
+    Dial(trl.stands_still, "ROUNDING", 1e-12, 1e3, "largest size of the KL after a step, nats an answer", above=False),
     Dial(
         trl.kl_blow_up,
         "SURPRISE",

@@ -64,8 +64,7 @@ def main() -> None:
     before = page.read(asked.results)
     commit = facts["commit"]
     runs: list[dict[str, Any]] = before.get("runs", [])
-    if commit.endswith("dirty"):  # two states of the code may both be called so
-        runs = [run for run in runs if run["commit"] != commit]
+    runs = [run for run in runs if not run["commit"].endswith("dirty")]  # two states of the code may be called so
     for number in range(1, asked.rounds + 1):
         for shape, folder in folders.items():
             for race in races:

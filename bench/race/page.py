@@ -108,7 +108,7 @@ def row(race: Race, shape: str, runs: Sequence[Run]) -> list[str]:
         spread(runs, memory_ratio),
         verdict(median(map(memory_ratio, runs)), race.memory.get(shape), at_most=True),
         f"{len(runs)}",
-        runs[-1]["commit"][:7],
+        runs[-1]["commit"].replace("-dirty", ", changed"),
     ]
 
 

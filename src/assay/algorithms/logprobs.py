@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def token_logprobs(
     tokens that were said to be alike are not; on a CPU, for elsewhere asking would wait for the device.
     """
     logprobs_N, entropy_N = _ChunkedLogprobs.apply(
-        hidden_ND, lm_head_weight_VD, bias, ids_N, temperature, chunk, with_entropy, alike
+        hidden_ND, lm_head_weight_VD, bias, ids_N, temperature, chunk, with_entropy, alike and torch.is_grad_enabled()
     )
     return logprobs_N, entropy_N if with_entropy else None
 
@@ -137,10 +137,11 @@ class _Slopes:
         """`grad` is ∂/∂z of these rows but for the tokens' own share, `outer`; it is used up."""
         grad.scatter_add_(1, self.ids_N[rows, None], outer).div_(self.temperature)
         of_hidden, of_weight, of_bias = self.found
-        if of_hidden is not None:
-            of_hidden[rows] = product(grad, self.weight.T).to(of_hidden.dtype)
-        if of_weight is not None:
-            add_product(of_weight, grad.T, self.hidden_ND[rows].to(grad.dtype).T)
+        with _in_float32(grad):
+            if of_hidden is not None:
+                of_hidden[rows] = product(grad, self.weight.T).to(of_hidden.dtype)
+            if of_weight is not None:
+                add_product(of_weight, grad.T, self.hidden_ND[rows].to(grad.dtype).T)
         if of_bias is not None:
             of_bias += grad.sum(dim=0)
 
@@ -154,7 +155,13 @@ def _scaled(
         raise ValueError("tokens were said to be alike, and their gradients are not")
     for slope in of_head:
         slope.mul_(grad_N[:1].sum())
-    return slope_ND if slope_ND is None else slope_ND * grad_N[:, None].to(slope_ND.dtype), slope_VD, slope_V
+    hidden = None if slope_ND is None else (slope_ND * grad_N[:, None]).to(slope_ND.dtype)
+    return hidden, slope_VD, slope_V
+
+
+def _in_float32(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast, which calls this file's forward passes with half precision in mind, is off inside."""
+    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
 
 
 def _chunks(length: int, size: int) -> list[slice]:
@@ -162,6 +169,6 @@ def _chunks(length: int, size: int) -> list[slice]:
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    with torch.autocast(hidden.device.type, enabled=False) if autocasts(hidden) else nullcontext():
+    with _in_float32(hidden):
         logits = product(hidden, weight, bias)
     return logits if temperature == 1 else logits.div_(temperature)

@@ -209,4 +209,6 @@ def diagnosis(
     for cause in given.causes:
         for finding in (cause, *given.consequences_of(cause)):
             ordered.setdefault(id(finding), finding)
+    for finding in found:  # one that follows from another of its own mode alone, elsewhere, stands under no cause
+        ordered.setdefault(id(finding), finding)
     return replace(given, findings=tuple(ordered.values()))

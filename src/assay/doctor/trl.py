@@ -248,14 +248,15 @@ def both_fall(log: Foreign) -> Iterator[Finding]:
 def against_margin(log: Foreign) -> Iterator[Finding]:
     """The mean margin of the second half is above 0, and the accuracy too low for it, or for the loss.
 
-    Too low: surely below one half; or so low that no model whose probabilities are right could have that loss. Where
-    the likelier order has probability p, a pair is right with p and costs H(p) ≥ 2(1 − p) ln 2 on average: of an
-    accuracy a the loss is at least 2(1 − a) ln 2. Scores that are rounded have less, for ties count as wrong.
+    Too low: surely below one half; or that of a guess, and too low for the loss. Where the likelier order has
+    probability p, a pair is right with p and costs H(p) ≥ 2(1 − p) ln 2 on average: of an accuracy a the loss is at
+    least 2(1 − a) ln 2 if probabilities are right. Scores that are rounded have less, for ties count as wrong; so have
+    pairs of equal answers, which is why a higher accuracy proves nothing.
     """
     accuracy, margin, loss = (second_half(log[f"train/{name}"].values) for name in ("accuracy", "margin", "loss"))
     right, cost = bounds(accuracy)[1], bounds(loss)[1]
     least = 2 * (1 - right) * GUESS
-    if bounds(margin)[0] > 0 and (right < HALF or cost < least):
+    if bounds(margin)[0] > 0 and (right < HALF or (right < TELLING and cost < least)):
         seen = (
             f"accuracy {accuracy.mean():.1%} (99 %: at most {right:.1%}) and margin {margin.mean():+.3f} (at least "
             f"{bounds(margin)[0]:+.3f}) in the second half of training"

@@ -75,7 +75,7 @@ def _load(kind: Any, folder: Path, *, device: str, trained: bool, **options: Any
         raise ModelError(
             f"transformers cannot load {folder}: {error}", hint="is it a complete model of a known architecture?"
         ) from error
-    if trained:
+    if trained and torch.device(device).type == "cpu":
         _take_into_memory(model)
     return model.to(device).eval(), sorted(info["missing_keys"])
 

@@ -223,7 +223,7 @@ class Estimator:
 
     def _passing(self, stage: Stage, task: Pass) -> int:
         model, shape = stage.models[task.role], tuple((row.prompt_length, len(row.ids)) for row in task.rows)
-        key = (model.key, shape, task.learns, task.words, task.ends, task.again)
+        key = (model.key, shape, task.learns, task.words, task.ends, task.again, task.alike)
         if key not in self._held:
             self._held[key] = model.held(task, self._reader(model))
         return self._held[key]

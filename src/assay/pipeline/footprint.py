@@ -251,7 +251,7 @@ def finish(states_ND: Tensor, backbone: Backbone, task: Pass) -> None:
     loss_N = states_ND.float()
     if task.words:
         (weight, _), ids_N = head_of(backbone), torch.zeros(len(states_ND), dtype=torch.long, device=states_ND.device)
-        loss_N, _ = token_logprobs(states_ND, weight, ids_N)
+        loss_N, _ = token_logprobs(states_ND, weight, ids_N, alike=task.alike)
     if task.learns:
         loss_N.sum().backward()
 

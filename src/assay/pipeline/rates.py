@@ -60,7 +60,7 @@ class Rates:
                 finish(backbone.states(batch, read_N, adapter_of(backbone)), backbone, task)
 
         shape = tuple((row.prompt_length, len(row.ids)) for row in part.rows)
-        key = ("pass", shape, task.learns, task.words, task.ends)
+        key = ("pass", shape, task.learns, task.words, task.ends, task.alike)
         share = tokens(task.rows) / tokens(part.rows)
         return share * self._in_all(key, lambda backbone, _: nullcontext(functools.partial(work, backbone)))
 

@@ -54,6 +54,8 @@ class Pass:
     """Whether its head is the vocabulary's."""
     again: bool = False
     """Whether it finds the gradients of another micro-batch."""
+    alike: bool = False
+    """Whether its loss is a sum over all tokens (`algorithms/logprobs.py`)."""
 
     @property
     def ends(self) -> bool:
@@ -254,7 +256,9 @@ class Workload:
         some = examples if mixed else sorted(examples, key=tokens, reverse=True)[: max(size, len(examples) // BUCKET)]
         batch = [some[i * len(some) // size] for i in range(size)]
         rows, count = self._largest(batch, getattr(self.config, "micro_batch_size", None))
-        return Pass(role, rows, times * size * _mean(examples), learns=True, words=words, again=count > 1)
+        alike = isinstance(self.config, SFTConfig | PretrainConfig | BestOfConfig)
+        told = times * size * _mean(examples)
+        return Pass(role, rows, told, learns=True, words=words, again=count > 1, alike=alike)
 
     def _read(self, examples: Sequence[Rows], role: Role, count: float, *, words: bool = True) -> list[Task]:
         """`count` examples like these, without a gradient."""

@@ -166,6 +166,27 @@ def test_no_operation_ever_makes_all_logits_and_nothing_of_their_size_is_kept(wi
     assert sum(kept) <= inputs + tokens
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_gradients_that_are_taken_on_the_way_are_computed_in_float32_under_autocast(frozen: bool) -> None:
+    hidden, weight, bias, ids = head(torch.float32)
+    expected = torch.autograd.grad(plain(hidden.double(), weight.double(), bias.double(), ids, 1.0)[0].sum(), hidden)[0]
+    weight, bias = (x.detach() if frozen else x for x in (weight, bias))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = token_logprobs(hidden, weight, ids, bias=bias, chunk=4, alike=True)[0].sum()
+    assert_same(torch.autograd.grad(found, hidden)[0], expected, 1e-5)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_half_precision_states_are_scaled_by_a_number_that_is_not_rounded_to_it(alike: bool) -> None:
+    hidden, weight, _, ids = head(torch.bfloat16)
+    states = hidden.detach().double().requires_grad_()
+    exact = (states @ weight.detach().double().T).log_softmax(-1).gather(1, ids[:, None])
+    (expected,) = torch.autograd.grad(exact.sum() / 3, states)  # a third is 0.2 % larger in bf16
+    found, _ = token_logprobs(hidden, weight if alike else weight.detach(), ids, alike=alike)
+    (mine,) = torch.autograd.grad(found.sum() / 3, hidden)
+    assert abs(mine.double().norm() / expected.norm() - 1) < 1e-3
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision_inputs_are_computed_in_float32(autocast: bool) -> None:
     hidden, weight, bias, ids = head(torch.bfloat16)

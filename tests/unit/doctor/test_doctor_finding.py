@@ -76,6 +76,25 @@ def test_of_a_circle_the_cause_is_what_brings_most_of_it_about_itself(
     assert names(diagnosis(circle).causes) == [first]
 
 
+def test_nothing_that_was_found_is_lost() -> None:
+    """The red one follows from embers, which follow from another fire: no cause lists a finding of its own mode."""
+    fire, embers = mode(1, "fire", "embers"), mode(2, "embers", "fire")
+    given = diagnosis(
+        [
+            replace(found(fire, "amber"), where="sft"),
+            replace(found(embers, "amber", "possible"), where="sft"),
+            replace(found(replace(fire, brings=()), "red", "certain"), where="ppo"),
+        ],
+        places={"ppo": ["sft"]},
+    )
+    assert sorted((one.mode.name, one.where) for one in given.findings) == [
+        ("embers", "sft"),
+        ("fire", "ppo"),
+        ("fire", "sft"),
+    ]
+    assert given.verdict == "red"
+
+
 GRAPH = {"sft": ["data"], "reward": ["data", "sft"], "ppo": ["data", "sft", "reward"], "dpo": ["data", "sft"]}
 
 

@@ -92,8 +92,8 @@ class Outcome:
         lines = read_metrics(self.artifact(stage) / "metrics.jsonl")
         return [line.values[name] for line in lines if name in line.values]
 
-    def doctor(self) -> str:
-        return assay("doctor", str(self.folder))
+    def doctor(self, *under: Patch) -> str:
+        return assay("doctor", str(self.folder), under=under)
 
 
 @dataclass(frozen=True)
@@ -270,13 +270,19 @@ def low_accuracy(folder: Path) -> Told:
     project = Project.of_colours(folder, noise=1.0)
     project.run("--only", "sft")
     words = ("--only", "reward", "reward.optim.learning_rate=2.0e-3")
-    near_65 = scored_as(lambda scores_NMO, _: (SMALL * scores_NMO + OFFSET).bfloat16().float())
-    near_0 = scored_as(lambda scores_NMO, _: SMALL * scores_NMO)
-    failing = project.run(*words, under=[near_65, uncalibrated], runs=project.copy("in-bf16"))
-    cured = project.run(*words, under=[near_0, uncalibrated], runs=project.copy("in-fp32"))
+
+    def near_65() -> Patch:
+        return scored_as(lambda scores_NMO, _: (SMALL * scores_NMO + OFFSET).bfloat16().float())
+
+    def near_0() -> Patch:
+        return scored_as(lambda scores_NMO, _: SMALL * scores_NMO)
+
+    failing = project.run(*words, under=[near_65(), uncalibrated], runs=project.copy("in-bf16"))
+    cured = project.run(*words, under=[near_0(), uncalibrated], runs=project.copy("in-fp32"))
     before, after = failing.metrics("reward"), cured.metrics("reward")
     ties, strict, exact = rounding(margin=0.06, spread=0.2)
-    said, healed = failing.doctor(), cured.doctor()
+    # Who asks the model reads its scores as it gives them.
+    said, healed = failing.doctor(near_65()), cured.doctor(near_0())
     return Told(
         f"The reward model is right in {strictly(before):.1%} of the pairs, and yet chosen answers score higher",
         "A reward model whose scores lie near 65, as Bradley–Terry leaves open, with a head in bf16, and whose "

@@ -47,7 +47,7 @@ LABEL_NOISE = Mode(
     "Many labels are wrong",
     "Labels were flipped at random, by annotators in a hurry or by a mistake in making the data.",
     "Tell the loss how many labels are wrong, or have the pairs that the model is surest against labelled again.",
-    ("reward-at-chance", "fluctuating-accuracy", "accuracy-against-margin"),
+    ("reward-at-chance", "fluctuating-accuracy"),
 )
 TOO_GOOD = Mode(
     12,

@@ -79,7 +79,7 @@ def test_a_ppo_whose_kl_runs_away_stops_and_one_that_may_correct_itself_ends_nea
     assert last["policy/learning_rate"] == pytest.approx(1e-2 * 3.0**-corrections)
     assert last["objective/kl_coef"] == pytest.approx(0.05 * 2 ** (corrections - 1), rel=1e-3)
     assert alone[-1].values["objective/kl_coef"] == pytest.approx(1e-6, rel=1e-3)
-    assert kl(mended) < min(kl(alone), 6 * UNHELD["kl_target"])
+    assert kl(mended) < min(kl(alone) / 2, 6 * UNHELD["kl_target"])
 
 
 def test_an_sft_with_far_too_long_steps_mends_itself(base: Path, tmp_path: Path) -> None:

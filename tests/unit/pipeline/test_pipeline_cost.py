@@ -90,8 +90,8 @@ def test_a_large_tensor_is_mapped_and_a_small_one_shares_the_heap() -> None:
     assert live.now == 1.4 * small.nbytes + large.nbytes
 
 
-def held(model: Model, rows: list[Row], *, learns: bool = True, words: bool = True, again: bool = False) -> int:
-    task = Pass("policy" if words else "reward", tuple(rows), 0, learns=learns, words=words, again=again)
+def held(model: Model, rows: list[Row], *, learns: bool = True, words: bool = True, **more: bool) -> int:
+    task = Pass("policy" if words else "reward", tuple(rows), 0, learns=learns, words=words, **more)
     reader, _ = replace(model, trained=False).stand_in(1, words=64).build()
     return model.held(task, reader)
 
@@ -101,6 +101,23 @@ def test_reading_holds_less_than_learning_and_lora_and_checkpoints_less_than_eve
     assert held(replace(MODEL, trained=False), SOME, learns=False) < everything
     assert held(replace(MODEL, lora=LoraConfig(r=2)), SOME) < everything
     assert held(replace(MODEL, gradient_checkpointing=True), SOME) < everything
+
+
+def test_a_pass_over_rows_that_are_not_trees_is_rehearsed_too() -> None:
+    """GPT-Neo's local attention: tensors that have a device and no numbers, so that nothing may look at one."""
+    neo = AutoConfig.for_model(
+        "gpt_neo",
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        vocab_size=WORDS,
+        attention_types=[[["global", "local"], 1]],
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = Model(neo, trained=True)
+    apart, alike = (held(model, SOME, alike=alike) for alike in (False, True))
+    assert abs(alike - apart) < 0.1 * apart
 
 
 def test_what_a_pass_holds_is_what_is_then_alive() -> None:

@@ -9,6 +9,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -68,7 +69,39 @@ def give_back() -> None:
     """Return freed memory to the system: allocators keep it for later, and it would count as the next stage's."""
     gc.collect()
     with suppress(OSError, AttributeError):  # glibc's; others have none
-        ctypes.CDLL(None).malloc_trim(0)
+        libc = _libc()
+        while _HOLES:
+            libc.free(_HOLES.pop())
+        libc.malloc_trim(0)
+        _HOLES.extend(_holes(libc))
+
+
+_HOLES: list[int] = []
+"""Addresses of blocks that nobody uses. What outlives a stage lies here and there on its heap, with holes of all sizes
+between. A tensor goes where it fits best, those of a new size to a hole that is not resident yet, until all holes are:
+a stage after one that had gigabytes took half as much again. So the holes are set aside, and tensors lie together."""
+LARGEST_HOLE, SMALLEST_HOLE = 128 * 2**20, 2**20
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None)
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
+    libc.sbrk.argtypes, libc.sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
+    return libc
+
+
+def _holes(libc: ctypes.CDLL) -> Iterator[int]:
+    """Blocks that fill the heap up to its end; they are not written to, so that they take no memory."""
+    size, end = LARGEST_HOLE, libc.sbrk(0)
+    while size >= SMALLEST_HOLE:
+        block = libc.malloc(size)
+        if block and block < end:
+            yield block
+        else:  # a new one, beyond what there is
+            libc.free(block)
+            size //= 2
 
 
 def _peak_rss_mb() -> float:

@@ -80,7 +80,7 @@ class _ChunkedLogprobs(Function):
         ctx.on_the_way = any(ctx.needs_input_grad) and not with_entropy and (alike or not needs_head)
         slopes = _Slopes(hidden_ND, weight, bias, ids_N, temperature, ctx.needs_input_grad) if ctx.on_the_way else None
         for rows in _chunks(len(ids_N), chunk):
-            logprobs = _logits(hidden_ND[rows].to(dtype), weight, bias, temperature).log_softmax(dim=-1)
+            logprobs = _logprobs(hidden_ND[rows].to(dtype), weight, bias, temperature)
             logprobs_N[rows] = logprobs.gather(1, ids_N[rows, None]).squeeze(1)
             if with_entropy:
                 entropy_N[rows] = logprobs.exp().mul_(logprobs).sum(dim=-1).neg_()
@@ -102,14 +102,14 @@ class _ChunkedLogprobs(Function):
         weight, bias = weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
         slopes = _Slopes(hidden_ND, weight, bias, ids_N, ctx.temperature, ctx.needs_input_grad)
         for rows in _chunks(len(ids_N), ctx.chunk):
-            logprobs = _logits(hidden_ND[rows].to(dtype), weight, bias, ctx.temperature).log_softmax(dim=-1)
-            grad = logprobs.exp()
+            logprobs = _logprobs(hidden_ND[rows].to(dtype), weight, bias, ctx.temperature)
             outer = grad_logprobs_N[rows, None]
             if ctx.with_entropy:
-                inner = (logprobs + entropy_N[rows, None]).mul_(grad_entropy_N[rows, None])
+                grad = logprobs.exp()
+                inner = logprobs.add_(entropy_N[rows, None]).mul_(grad_entropy_N[rows, None])
                 grad.mul_(inner.add_(outer)).neg_()
             else:
-                grad.mul_(-outer)
+                grad = logprobs.exp_().mul_(-outer)
             slopes.add(rows, grad, outer)
         return *slopes.found, *[None] * 5
 
@@ -168,7 +168,10 @@ def _chunks(length: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, length, size)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+def _logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """Of the whole vocabulary [N, V], where the logits were: softmax reads a number before it writes there."""
     with _in_float32(hidden):
         logits = product(hidden, weight, bias)
-    return logits if temperature == 1 else logits.div_(temperature)
+    if temperature != 1:
+        logits.div_(temperature)
+    return torch.log_softmax(logits, dim=-1, out=logits)

@@ -44,6 +44,8 @@ DOCTOR = ("assay.pipeline.checkup", "sklearn.feature_extraction.text", "sklearn.
 """What a run has imported before its first stage: the doctor, and what it fits the baselines of pairs with."""
 MOMENTS = 2
 """AdamW keeps two numbers for each that it changes."""
+DIFFERENT = 3
+"""Stages after which products are compiled that were there before."""
 DRAWN = 4
 """Tensors of [rows, vocabulary] alive when a token is drawn: the product, logits, their differences, weights."""
 CHOICES: tuple[tuple[str, Any], ...] = (
@@ -77,6 +79,8 @@ class Stage:
     models: Mapping[Role, Model]
     resident: Sequence[Model]
     work: Work
+    number: int
+    """Among the stages of the run, from 1."""
 
 
 class Estimator:
@@ -151,7 +155,8 @@ class Estimator:
         exact = compute_dtype(self.device, policy.parameters).itemsize == 4
         exact = exact and getattr(config, "rollout_weights", "trained") == "trained"
         work = Workload(config, self.data, renderer, self._reader(policy).budget, exact).work(count)
-        self._stages[key] = Stage(config, models, list(self._resident(step, config, models)), work)
+        number = [name for name, other in self.steps.items() if other.node].index(step.id) + 1
+        self._stages[key] = Stage(config, models, list(self._resident(step, config, models)), work, number)
         return self._stages[key]
 
     def _roles(self, step: Step, config: Any) -> dict[Role, Model] | None:
@@ -211,7 +216,7 @@ class Estimator:
         passes = [task for task in tasks if isinstance(task, Pass)]
         passing = max((self._passing(stage, task) for task in self._largest(stage, passes)), default=0)
         decoding = max((self._decoding(stage, task) for task in tasks if isinstance(task, Decode)), default=0)
-        code = max(model.code for model in stage.models.values())
+        code = max(model.code for model in stage.models.values()) * min(stage.number, DIFFERENT)
         return kept + code + max(checkpoint, policy.merged, decoding, passing)
 
     def _largest(self, stage: Stage, passes: Sequence[Pass]) -> list[Pass]:

@@ -39,9 +39,9 @@ from assay.rollout.config import Weights
 HEAP_SHARE = 1.4
 """What glibc's heap grows to, over what is alive in it, while activations and gradients are made and freed by turns:
 1.36 to 1.44 for 2,000 to 8,000 places of the embedded model. The cure, mapping every tensor, takes 65 % more time."""
-CODE = 250 * 2**20
-"""Bytes of code that oneDNN makes for products and keeps, beside the few that `algorithms/product.py` lets it cache:
-with GPT-2's layers 200 MiB after one stage and 290 after three, and no more for further numbers of rows."""
+CODE = 150 * 2**20
+"""Bytes of code that oneDNN makes for a stage's products and keeps, beside the few that `algorithms/product.py` lets it
+cache: of GPT-2's layers 60 to 300 MiB a stage, and 340 to 480 after three."""
 FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 """Tensors that say they are on a device, as autocast and sdpa need to hear. Attention by blocks needs neither, being
 fp32 on a CPU, and is rehearsed on "meta", several times as fast."""
@@ -134,7 +134,7 @@ class Model:
 
     @property
     def code(self) -> int:
-        """Bytes of compiled products."""
+        """Bytes of compiled products, of one stage."""
         if self.device != "cpu":
             return 0
         in_fp32 = compute_dtype(self.device, self.parameters).itemsize == 4

@@ -1,18 +1,18 @@
 """What this machine takes for a model's work: seconds of a pass, of an update, of a token drawn.
 
-    t(all blocks) = t(one block) + (blocks − 1) · (t(two blocks) − t(one block))
+    t(all blocks) = t(one block) + (blocks − 1) · (t(three blocks) − t(one block)) / 2
 
-Stand-ins with one and two blocks do what the stages do, by the same code (`Backbone.states`, `token_logprobs`), so what
-is faster there is faster here: prompts read once, the last block's MLP where it is read alone, one library or the other
-for a product. The first of two blocks is like all before the last one; embeddings and head are in both.
+Stand-ins with one and three blocks do what the stages do, by the same code (`Backbone.states`, `token_logprobs`), so
+what is faster there is faster here: prompts read once, the last block's MLP where it is read alone, one library or the
+other for a product. Blocks before the last one are like each other; embeddings and head are in both.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,12 @@ MOST_OPERATIONS = 1e11
 """Multiplications and additions of one timed pass through a block, at most: a second or two on a laptop."""
 
 
+SOME = 3
+"""Blocks of the larger stand-in: beside a head of 50,000 words one block more is hardly seen."""
+Prepared = Callable[[Backbone, dict[str, Tensor]], AbstractContextManager[Callable[[], None]]]
+"""From a stand-in, and what is trained of it, to the work that is timed."""
+
+
 class Rates:
     """Measured seconds of one model's work; every measurement is made once."""
 
@@ -43,12 +49,16 @@ class Rates:
 
     @functools.cached_property
     def _built(self) -> list[tuple[Backbone, dict[str, Tensor]]]:
-        return [self.model.stand_in(blocks, self.model.vocabulary).build() for blocks in (1, 2)]
+        return [self.model.stand_in(blocks, self.model.vocabulary).build() for blocks in (1, self._some)]
+
+    @property
+    def _some(self) -> int:
+        return min(SOME, self.model.blocks)
 
     def passing(self, task: Pass) -> float:
         """Seconds of its micro-batch; of a large one, in proportion to those of its first rows."""
-        one, two = (sum(p.numel() for p in backbone.model.parameters()) for backbone, _ in self._built)
-        most = MOST_OPERATIONS / ((two - one) * (6 if task.learns else 2))
+        one, some = (sum(p.numel() for p in backbone.model.parameters()) for backbone, _ in self._built)
+        most = MOST_OPERATIONS * max(1, self._some - 1) / (max(1, some - one) * (6 if task.learns else 2))
         fits = next((n for n in range(1, len(task.rows)) if tokens(task.rows[: n + 1]) > most), len(task.rows))
         part = replace(task, rows=task.rows[:fits])
         batch = collate(part.rows, 0).to(self.model.device)
@@ -99,20 +109,16 @@ class Rates:
 
         return self._in_all(("token", rows, columns, weights), prepared)
 
-    def _in_all(
-        self,
-        key: tuple[Any, ...],
-        prepared: Callable[[Backbone, dict[str, Tensor]], AbstractContextManager[Callable[[], None]]],
-    ) -> float:
-        """From one and two blocks to all of them."""
+    def _in_all(self, key: tuple[Any, ...], prepared: Prepared) -> float:
+        """From one block and some to all of them."""
         if key not in self._known:
-            times = list[float]()
-            for backbone, trained in self._built:
-                with prepared(backbone, trained) as work:
-                    times.append(seconds(work, self.model.device))
+            with ExitStack() as stack:
+                works = [stack.enter_context(prepared(backbone, trained)) for backbone, trained in self._built]
+                one, some = quickest(works, self.model.device)
+            for _, trained in self._built:
                 for parameter in trained.values():
                     parameter.grad = None
-            self._known[key] = times[0] + (self.model.blocks - 1) * max(0.0, times[1] - times[0])
+            self._known[key] = one + (self.model.blocks - 1) * max(0.0, some - one) / max(1, self._some - 1)
         return self._known[key]
 
 
@@ -127,15 +133,17 @@ def full_slots(backbone: Backbone, rows: int, columns: int) -> Slots:
     return Slots(samples, cache, mask, zeros, zeros, zeros, uniform=zeros.double(), seen=None)
 
 
-def seconds(work: Callable[[], None], device: str, *, repeats: int = 3) -> float:
-    """The quickest of a few runs after one that is not counted: what else the machine does makes others slower."""
+def quickest(works: Sequence[Callable[[], None]], device: str, *, repeats: int = 3) -> list[float]:
+    """Seconds of each, by turns, after a run that is not counted: what else the machine does makes others slower."""
     synchronise = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
-    work()
-    times = []
-    for _ in range(repeats):
-        synchronise()
-        began = time.perf_counter()
+    for work in works:
         work()
-        synchronise()
-        times.append(time.perf_counter() - began)
-    return min(times)
+    times = [list[float]() for _ in works]
+    for _ in range(repeats):
+        for work, took in zip(works, times, strict=True):
+            synchronise()
+            began = time.perf_counter()
+            work()
+            synchronise()
+            took.append(time.perf_counter() - began)
+    return [min(took) for took in times]

@@ -145,9 +145,10 @@ def check_head(backbone: Backbone) -> None:
     """Make sure that logits are hidden·Wᵀ + b: some architectures cap or scale them after the head."""
     model = backbone.model
     ids = torch.arange(2, device=backbone.device)[None]
+    told = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     with backbone.autocast():
-        expected = model(input_ids=ids, use_cache=False).logits.float()
-        hidden = backbone.trunk(input_ids=ids, use_cache=False).last_hidden_state.float()
+        expected = model(**told).logits.float()
+        hidden = backbone.trunk(**told).last_hidden_state.float()
     layer = model.get_output_embeddings()
     bias = getattr(layer, "bias", None)
     logits = hidden @ layer.weight.float().T + (0 if bias is None else bias.float())  # pyright: ignore

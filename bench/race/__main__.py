@@ -75,7 +75,12 @@ def main() -> None:
                 longer = replace(race, steps=race.steps * (1 if asked.steps else work.LONGER.get(shape, 1)))
                 # What the peer's first round found to be best it keeps.
                 tuned = {"batch_sizes": [run["peer"]["batch"] for run in done[:1] if "batch" in run["peer"]]}
-                new = {"shape": shape, "commit": commit, **measure(longer, folder, peers[race.script], tuned)}
+                try:
+                    measured = measure(longer, folder, peers[race.script], tuned)
+                except SystemExit as failed:  # of one side, such as a peer that does not know the architecture
+                    print(f"{shape} {race.name} is left out: {failed}", file=sys.stderr)
+                    continue
+                new = {"shape": shape, "commit": commit, **measured}
                 runs = [*others, *done, new]
                 print(page.line(new), file=sys.stderr)
                 # After every race, so that one that is stopped has said what it saw.

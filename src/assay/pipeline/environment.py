@@ -88,18 +88,19 @@ def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None)
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
-    libc.sbrk.argtypes, libc.sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
     return libc
 
 
 def _holes(libc: ctypes.CDLL) -> Iterator[int]:
-    """Blocks that fill the heap up to its end; they are not written to, so that they take no memory."""
-    size, end = LARGEST_HOLE, libc.sbrk(0)
-    while size >= SMALLEST_HOLE:
+    """Blocks that fill the heap as far as it reaches; they are not written to, so that they take no memory."""
+    maps = (line.split() for line in Path("/proc/self/maps").read_text().splitlines())
+    heap = [int(end, 16) for words in maps if words[-1] == "[heap]" for end in words[0].split("-")]
+    size = LARGEST_HOLE
+    while heap and size >= SMALLEST_HOLE:
         block = libc.malloc(size)
-        if block and block < end:
+        if block and heap[0] <= block < heap[-1]:
             yield block
-        else:  # a new one, beyond what there is
+        else:  # beyond the heap's end, or no part of it
             libc.free(block)
             size //= 2
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from assay.errors import UsageError
 from assay.models.config import LoraConfig
 from assay.models.faster import LARGE
 from assay.models.policy import load_policy
-from assay.pipeline import environment, footprint, plan
+from assay.pipeline import environment, footprint, plan, rates
 from assay.pipeline.architecture import TEXTS, Architectures
 from assay.pipeline.artifacts import Store
 from assay.pipeline.footprint import LiveBytes, Model
@@ -191,6 +192,24 @@ def test_activations_grow_in_proportion_to_the_rows() -> None:
 def test_a_later_micro_batch_finds_the_gradients_of_the_first() -> None:
     first, later = (held(MODEL, SOME, again=again) for again in (False, True))
     assert MODEL.weights * 0.9 < later - first < MODEL.weights * footprint.HEAP_SHARE * 1.1
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 12])
+def test_what_two_stand_ins_take_is_carried_on_to_all_blocks(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that shows 5 s for what every model does once and 2 s for each block."""
+    config = copy.deepcopy(LLAMA)
+    config.num_hidden_layers = blocks
+    speed = rates.Rates(Model(config, trained=True))
+
+    def shown(works: Sequence[Callable[[], None]], _: str) -> list[float]:
+        for work in works:
+            work()
+        return [5 + 2.0 * backbone.model.config.num_hidden_layers for backbone, _ in speed._built]
+
+    monkeypatch.setattr(rates, "quickest", shown)
+    assert speed.passing(Pass("policy", tuple(SOME), 0, learns=True)) == pytest.approx(5 + 2 * blocks)
+    assert speed.update() == pytest.approx(5 + 2 * blocks)
+    assert speed.token(2, 8, "trained") == pytest.approx(5 + 2 * blocks)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def main() -> None:
                 tuned = {"batch_sizes": [run["peer"]["batch"] for run in done[:1] if "batch" in run["peer"]]}
                 try:
                     measured = measure(longer, folder, peers[race.script], tuned)
-                except SystemExit as failed:  # of one side, such as a peer that does not know the architecture
+                except PeerFailed as failed:
                     print(f"{shape} {race.name} is left out: {failed}", file=sys.stderr)
                     continue
                 new = {"shape": shape, "commit": commit, **measured}
@@ -87,8 +87,12 @@ def main() -> None:
                 page.write(asked.results, {**facts, "runs": runs, "where": before.get("where")})
 
 
+class PeerFailed(Exception):
+    """A peer does not run here, such as one that does not know the architecture."""
+
+
 def measure(race: Race, folder: Path, peer: list[str], tuned: Mapping[str, Any]) -> dict[str, Any]:
-    """Both sides of one race, one after the other; `tuned` are settings of the peer's."""
+    """Both sides of one race, one after the other; `tuned` are settings of the peer's. Raises PeerFailed."""
     rows = [json.loads(row) for row in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = rows[: race.steps * race.prompts]
     weights = json.loads((folder / "shape.json").read_text(encoding="utf-8"))
@@ -99,6 +103,11 @@ def measure(race: Race, folder: Path, peer: list[str], tuned: Mapping[str, Any])
         "policy": str(folder / ("counting" if race.samples else "policy")),
         "reward": str(folder / "reward"),
     }
+    mine = side(OURS, job, folder / "ours")
+    try:
+        theirs = side(peer, {**job, **tuned}, folder / "peer")
+    except SystemExit as failed:
+        raise PeerFailed(str(failed)) from failed
     return {
         "race": race.name,
         "tokens": race.useful_tokens(rows),
@@ -106,8 +115,8 @@ def measure(race: Race, folder: Path, peer: list[str], tuned: Mapping[str, Any])
         "decoding": race.decoding(rows, weights),
         "peak_flops": peak_flops(),
         "bandwidth": bandwidth(),
-        "ours": side(OURS, job, folder / "ours"),
-        "peer": side(peer, {**job, **tuned}, folder / "peer"),
+        "ours": mine,
+        "peer": theirs,
     }
 
 

@@ -193,7 +193,7 @@ NOTES = """\
   gigabytes: docs/LOG.md, "A second for the first step".
 - Memory is the most that was resident, beyond what the process had after it had imported its libraries.
 - vLLM samples and does not train: it is raced at generation alone, all prompts given at once, in a process that has
-  compiled the model before the clock starts.
+  compiled the model before the clock starts. It does not know GPT-Neo.
 
 Two more numbers have pages of their own: [the time to quality](quality.md) and [the embedded run](embedded.md).
 """

@@ -46,7 +46,7 @@ def side(command: list[str], job: Mapping[str, Any], scratch: Path) -> dict[str,
             [*command, str(scratch / "job.json")], cwd=common.ROOT, env=os.environ | quiet, stdout=log, stderr=log
         )
     if done.returncode:
-        tail = (scratch / "log").read_text(encoding="utf-8").splitlines()[-8:]
+        tail = [line[:200] for line in (scratch / "log").read_text(encoding="utf-8").splitlines()[-8:]]
         raise SystemExit("\n".join([f"{shlex.join(command)} failed; its log is {scratch / 'log'}", *tail]))
     return json.loads((scratch / "measured.json").read_text(encoding="utf-8"))
 

@@ -39,8 +39,8 @@ def token_logprobs(
     ∂log p(id)/∂z = onehot(id) − p is used on the way, and the backward pass scales what came of it.
     The head works in float32 (float64 for float64 input), under autocast too; a half-precision weight is copied to
     float32 for the call.
-    Shapes: [N, D], [V, D], [N], bias [V] → [N] and [N] or None, in nats. Raises RuntimeError in the backward pass where
-    tokens that were said to be alike are not.
+    Shapes: [N, D], [V, D], [N], bias [V] → [N] and [N] or None, in nats. Raises RuntimeError where tokens that were
+    said to be alike are not: in the backward pass on a CPU, on a GPU when next something waits for it.
     """
     logprobs_N, entropy_N = _ChunkedLogprobs.apply(
         hidden_ND, lm_head_weight_VD, bias, ids_N, temperature, chunk, with_entropy, alike and torch.is_grad_enabled()
@@ -151,8 +151,9 @@ def _scaled(
 ) -> tuple[Tensor | None, ...]:
     """Slopes of Σ log p times what each token counts; the head's have one factor for all, and are scaled in place."""
     of_head = [slope for slope in (slope_VD, slope_V) if slope is not None]
-    if of_head:  # asked on the device, which nobody waits for, and of a rehearsal, which has no numbers to look at
-        torch._assert_async((grad_N == grad_N[:1]).all(), "tokens were said to be alike, and their gradients are not")
+    if of_head:  # asked on the device, which nobody waits for; a gradient that is not finite is told of elsewhere
+        alike = ((grad_N == grad_N[:1]) | grad_N.isnan()).all()
+        torch.ops.aten._assert_async(alike, "tokens were said to be alike, and their gradients are not")
     for slope in of_head:
         slope.mul_(grad_N[:1].sum())
     hidden = None if slope_ND is None else (slope_ND * grad_N[:, None]).to(slope_ND.dtype)

@@ -37,8 +37,8 @@ from assay.pipeline.workload import Pass
 from assay.rollout.config import Weights
 
 HEAP_SHARE = 1.6
-"""What glibc's heap grows to, over what is alive in it, while activations and gradients are made and freed by turns: 1.2
-in full fine-tuning of GPT-2's shape, 1.6 to 1.8 where batches are ragged and adapters learn (`make preflight`). The
+"""What glibc's heap grows to, over what is alive in it, while activations and gradients are made and freed by turns:
+1.2 in full fine-tuning of GPT-2's shape, 1.6 to 1.8 where batches are ragged and adapters learn (`make preflight`). The
 cure, mapping every tensor, takes 65 % more time."""
 CODE = 150 * 2**20
 """Bytes of code that oneDNN makes for a stage's products and keeps, beside the few that `algorithms/product.py` lets it

@@ -122,7 +122,8 @@ def page(facts: Mapping[str, Any], rows: Sequence[Sequence[str]]) -> str:
         f"{inside} of {len(ratios)} predictions of memory and of the time of a step are within {100 * WITHIN:.0f} % of "
         f"what was then measured.\n\n{common.table(header, rows)}\n"
         "Rates are measured by the dry run just before the run. A stage's whole time is shown too: with loading, "
-        "evaluation and saving, of which only the models' part is predicted.\n"
+        "evaluation and saving, of which only the models' part is predicted. What the heap and compiled products take "
+        "beyond tensors (`HEAP_SHARE` and `CODE` in pipeline/footprint.py) was set by runs of these two recipes.\n"
     )
 
 

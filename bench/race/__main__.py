@@ -77,7 +77,7 @@ def main() -> None:
                 tuned = {"batch_sizes": [run["peer"]["batch"] for run in done[:1] if "batch" in run["peer"]]}
                 try:
                     measured = measure(longer, folder, peers[race.script], tuned)
-                except PeerFailed as failed:
+                except PeerError as failed:
                     print(f"{shape} {race.name} is left out: {failed}", file=sys.stderr)
                     continue
                 new = {"shape": shape, "commit": commit, **measured}
@@ -87,12 +87,12 @@ def main() -> None:
                 page.write(asked.results, {**facts, "runs": runs, "where": before.get("where")})
 
 
-class PeerFailed(Exception):
+class PeerError(Exception):
     """A peer does not run here, such as one that does not know the architecture."""
 
 
 def measure(race: Race, folder: Path, peer: list[str], tuned: Mapping[str, Any]) -> dict[str, Any]:
-    """Both sides of one race, one after the other; `tuned` are settings of the peer's. Raises PeerFailed."""
+    """Both sides of one race, one after the other; `tuned` are settings of the peer's. Raises PeerError."""
     rows = [json.loads(row) for row in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = rows[: race.steps * race.prompts]
     weights = json.loads((folder / "shape.json").read_text(encoding="utf-8"))
@@ -107,7 +107,7 @@ def measure(race: Race, folder: Path, peer: list[str], tuned: Mapping[str, Any])
     try:
         theirs = side(peer, {**job, **tuned}, folder / "peer")
     except SystemExit as failed:
-        raise PeerFailed(str(failed)) from failed
+        raise PeerError(str(failed)) from failed
     return {
         "race": race.name,
         "tokens": race.useful_tokens(rows),

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import common
 from bench.race.races import RACES, Race
-from bench.race.work import TITLES
+from bench.race.work import LONGER, MAX_LENGTH, NEW_TOKENS, TITLES
 
 Run = Mapping[str, Any]
 
@@ -133,18 +133,27 @@ def page(found: Mapping[str, Any]) -> str:
             short = "".join(shortfall(race, shape, of_race) for race, of_race in raced if of_race)
             missed = f"Bounds that were missed; where the time goes is shown below.\n\n{short}\n" if short else ""
             tables.append(f"## {title}\n\n{common.table(HEADER, rows)}\n{missed}")
-    there = {run["race"]: run["peer"].get("note") for run in runs}
-    chosen = [
-        [race.title, race.peer, "; last: ".join(filter(None, (race.settings, there[race.name])))]
+    notes = {
+        race.name: {
+            TITLES[run["shape"]]: run["peer"]["note"]
+            for run in runs
+            if run["race"] == race.name and "note" in run["peer"]
+        }
         for race in RACES
-        if race.name in there
+    }
+    chosen = [
+        [race.title, race.work(), race.peer, "; ".join([race.settings, *map(": ".join, notes[race.name].items())])]
+        for race in RACES
+        if any(run["race"] == race.name for run in runs)
     ]
-    settings = common.table(["race", "peer", "its settings"], chosen)
+    settings = common.table(["race", "work", "peer", "its settings"], chosen)
     return (
         f"# Side by side with the peers\n\n{common.origin_text(found)}"
         f"Before each race: fp32 matrix product {peak} GFLOP/s, sum of a large tensor {read} GB/s; the highest count "
         f"as what the machine can do.\n\n{''.join(tables)}{where_the_time_goes(found.get('where'))}"
-        f"## The peers' settings\n\n{settings}\n{NOTES}"
+        f"## The work, and the peers' settings\n\nSteps × rows of a step; the small Llama takes "
+        f"{LONGER['llama']} times the steps. Texts have {MAX_LENGTH} tokens at most, sampled responses {NEW_TOKENS}, "
+        f"and every optimizer's rate is tiny, so that both sides go on doing the same work.\n\n{settings}\n{NOTES}"
     )
 
 

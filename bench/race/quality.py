@@ -330,23 +330,27 @@ def page(found: Mapping[str, Any]) -> str:
     tuning = found["tuning"]
     return (
         f"# Time to quality\n\n{common.origin_text(found)}\n{said}{runs_table(found['final'])}\n{NOTES}\n"
-        f"{where_the_time_goes(found.get('where'))}"
+        f"{where_the_time_goes(found.get('where'), found['final']['peer'])}"
         f"## Tuning\n\n`{tuning['command']}`, commit {tuning['commit']}, {tuning['date']}. Processor seconds, on one "
         f"thread, because the machine may be busy for so long.\n\n{runs_table(tuning['tried'])}"
     )
 
 
-def where_the_time_goes(found: Mapping[str, Any] | None) -> str:
-    """What `look` has seen, if it has been asked."""
+def where_the_time_goes(found: Mapping[str, Any] | None, peer: Sequence[Mapping[str, Any]]) -> str:
+    """What `look` has seen, if it has been asked, beside what an iteration takes the peer."""
     if found is None:
         return ""
+    iteration = median(run["curve"][-1][0] / len(run["curve"]) for run in peer)
     header = ["seconds", *where.KINDS, *where.REST]
     row = [f"{found['seconds']:.2f}", *(f"{share:.0%}" for share in found["shares"].values())]
     return (
         f"## Where Assay's time goes\n\n{common.origin_text(found)}\n{common.table(header, [row])}\n"
         f"One iteration under the profiler, of {LOOKED_AT}, without examinations. The products of useful tokens with "
         f"weight matrices would take {found['floor']:.2f} s at the measured peak; at a width of 128 they run at "
-        f"{found['floor'] / found['seconds'] / found['shares']['products']:.0%} of it, and most time is not theirs.\n\n"
+        f"{found['floor'] / found['seconds'] / found['shares']['products']:.0%} of it, and most time is not theirs. "
+        f"The peer's iteration takes {iteration:.2f} s. With as many iterations, 5 times as quick is one of "
+        f"{iteration / 5:.2f} s, and at the rate that they run at our products alone take "
+        f"{found['seconds'] * found['shares']['products']:.2f} s: nothing would be left for all else.\n\n"
     )
 
 

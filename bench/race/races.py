@@ -53,6 +53,19 @@ class Race:
         names = ("steps", "batch", "micro_batch", "prompts", "epochs", "inner_epochs", "minibatches", "group", "lora")
         return {"race": self.name, **{name: getattr(self, name) for name in names}}
 
+    def work(self) -> str:
+        """In words: what both sides do, and the peer's micro-batch."""
+        unit = "prompts" if self.generates else "responses" if self.samples else "rows"
+        counts = {
+            "a group": self.group,
+            "epochs": self.epochs,
+            "inner epochs": self.inner_epochs,
+            "minibatches": self.minibatches,
+        }
+        more = [f"{count} {name}" for name, count in counts.items() if count > 1]
+        more += [f"r = {self.lora}"] * bool(self.lora) + [f"peer: {self.micro_batch} at once"] * (not self.generates)
+        return ", ".join([f"{self.steps} × {self.batch} {unit}", *more])
+
     def useful_tokens(self, rows: Sequence[Mapping[str, Any]]) -> int:
         """Tokens that the work is about: sampled ones; else a prompt once, and its responses. No pads, no repeats."""
         if self.generates:

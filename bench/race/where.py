@@ -110,9 +110,9 @@ def shares_of(spent: Mapping[str, float], seconds: float) -> dict[str, float]:
 
 NOTES = """\
 The profiler itself costs some percent. Products are those with weights; attention is its own products and softmax. The
-useful products' share is what they would take at the measured peak: where it is near the products' own, these run at the
-peak, and what is missing to a bound is all else. It can be above it, for the last block's MLP is left out where no state
-is read, and counted as useful all the same.
+useful products' share is what they would take at the measured peak: where it is near the products' own, these run at
+the peak, and what is missing to a bound is all else. It can be above it, for the last block's MLP is left out where no
+state is read, and counted as useful all the same.
 """
 
 if __name__ == "__main__":

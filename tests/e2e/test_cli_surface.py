@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -116,8 +118,14 @@ def test_exit_codes_say_who_can_fix_it():
     what, hint, code = explain(KeyError("lost"))
     assert (what, code) == ("a fault in assay itself: KeyError: 'lost'", 1)
     assert "--debug" in hint
-    for said in ("CUDA out of memory. Tried to allocate", "DefaultCPUAllocator: can't allocate memory: you tried"):
-        same, changed = explain(RuntimeError(said))[1].split(";")
+    for error in (
+        RuntimeError("CUDA out of memory. Tried to allocate"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("could not create a memory object"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        MemoryError(),
+    ):
+        same, changed = explain(error)[1].split(";")
         assert all(name in same for name in ("micro_batch_size", "decode_batch", "gradient_checkpointing=true"))
         assert all(name in changed for name in ("lora", "max_length"))
 

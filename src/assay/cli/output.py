@@ -13,8 +13,11 @@ from typing import Any, NoReturn
 from assay.errors import AssayError
 
 DEBUG = "--debug"
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What CUDA and the CPU's allocators say."""
+OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory"),
+    "could not create a memory",
+)
+"""What CUDA, the CPU's allocators, the system and oneDNN say."""
 LESS_MEMORY = (
     "the result stays the same with a smaller micro_batch_size, a smaller decode_batch (evaluate: batch_size) or "
     "gradient_checkpointing=true; lora and a smaller max_length take less, too, and change it"
@@ -96,7 +99,7 @@ def explain(error: BaseException) -> tuple[str, str, int]:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "assay"
         return error.format_message().rstrip("."), f"{command} --help", 2  # pyright: ignore
-    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):
         return f"out of memory: {error}", LESS_MEMORY, 1
     fault = f"{type(error).__name__}: {error}"
     return f"a fault in assay itself: {fault}", f"please report it with what {DEBUG} prints", 1

@@ -19,7 +19,8 @@ from assay.data.pack import TokenBatch, collate, parts
 from assay.data.render import Row
 from assay.models import tree_attention
 from assay.models.adapters import Adapters
-from assay.models.faster import keep_freed_memory, last_mlp, only_at, use_faster_kernels
+from assay.models.faster import last_mlp, only_at, use_faster_kernels
+from assay.models.heap import keep_freed_memory
 from assay.models.precision import compute_dtype
 from assay.models.reading_on import read_on
 

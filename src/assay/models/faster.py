@@ -1,11 +1,8 @@
-"""The same layers by faster kernels, and memory without page faults: what transformers' models leave lying on a CPU."""
+"""The same layers by faster kernels: what transformers' models leave lying on a CPU."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
-import platform
 from collections.abc import Iterator
 from typing import TypeGuard
 
@@ -51,27 +48,6 @@ def use_faster_kernels(model: nn.Module) -> None:
                 setattr(module, name, GELUTanh())
         if type(module) in FASTER:
             module.__class__ = FASTER[type(module)]
-
-
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""Names of mallopt(3)'s parameters."""
-LARGE, ALLOWED = 256 * 2**20, 32 * 2**20
-"""Bytes of a block that goes back to the system at once, such as a file of weights or an optimizer's moments; and the
-most that some versions of glibc accept."""
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Let the process keep what it frees, for the next step asks for the same blocks again; glibc only.
-
-    By itself glibc gives large blocks back after each backward pass, and the next forward pass pays a page fault for
-    every 4 KiB of its activations: a sixth of the time of a training step at GPT-2's shape.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        if not libc.mallopt(MMAP_THRESHOLD, LARGE):
-            libc.mallopt(MMAP_THRESHOLD, ALLOWED)
-        libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
 def last_mlp(trunk: nn.Module) -> nn.Module | None:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from assay.data.prepared import Prepared
 from assay.data.render import Renderer
+from assay.models import heap
 from assay.models.backbone import Backbone
 from assay.models.config import LoraConfig, Template
 from assay.models.precision import compute_dtype
@@ -44,8 +45,8 @@ DOCTOR = ("assay.pipeline.checkup", "sklearn.feature_extraction.text", "sklearn.
 """What a run has imported before its first stage: the doctor, and what it fits the baselines of pairs with."""
 MOMENTS = 2
 """AdamW keeps two numbers for each that it changes."""
-DIFFERENT = 3
-"""Stages after which products are compiled that were there before."""
+COMPILING = 3
+"""Stages that compile products; later ones find theirs."""
 DRAWN = 4
 """Tensors of [rows, vocabulary] alive when a token is drawn: the product, logits, their differences, weights."""
 CHOICES: tuple[tuple[str, Any], ...] = (
@@ -80,7 +81,7 @@ class Stage:
     resident: Sequence[Model]
     work: Work
     number: int
-    """Among the stages of the run, from 1."""
+    """Among the stages that are still to make, from 1."""
 
 
 class Estimator:
@@ -91,6 +92,8 @@ class Estimator:
         self.template: Template = template
         self.device = device
         self.process_mb = 0.0
+        self.to_make: Sequence[str] = [step.id for step in steps.values() if step.node]
+        """Stages that this process will run, one after the other."""
         self.architectures = Architectures(steps, data)
         self._models: dict[Any, Model] = {}
         self._like: dict[Any, Backbone] = {}
@@ -120,7 +123,7 @@ class Estimator:
             importlib.import_module(name)
         self._like.clear()
         self._rates.clear()
-        environment.give_back()
+        heap.give_back()
         self.process_mb = environment.resident_mb()
 
     def that_fits(self, step: Step, count: int, limit_mb: float) -> dict[str, str]:
@@ -155,7 +158,7 @@ class Estimator:
         exact = compute_dtype(self.device, policy.parameters).itemsize == 4
         exact = exact and getattr(config, "rollout_weights", "trained") == "trained"
         work = Workload(config, self.data, renderer, self._reader(policy).budget, exact).work(count)
-        number = [name for name, other in self.steps.items() if other.node].index(step.id) + 1
+        number = self.to_make.index(step.id) + 1 if step.id in self.to_make else 1
         self._stages[key] = Stage(config, models, list(self._resident(step, config, models)), work, number)
         return self._stages[key]
 
@@ -216,7 +219,7 @@ class Estimator:
         passes = [task for task in tasks if isinstance(task, Pass)]
         passing = max((self._passing(stage, task) for task in self._largest(stage, passes)), default=0)
         decoding = max((self._decoding(stage, task) for task in tasks if isinstance(task, Decode)), default=0)
-        code = max(model.code for model in stage.models.values()) * min(stage.number, DIFFERENT)
+        code = max(model.code for model in stage.models.values()) * min(stage.number, COMPILING)
         return kept + code + max(checkpoint, policy.merged, decoding, passing)
 
     def _largest(self, stage: Stage, passes: Sequence[Pass]) -> list[Pass]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
 import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +15,7 @@ from typing import Any
 
 from assay import __version__
 from assay.errors import UsageError
+from assay.models import heap
 from assay.pipeline.artifacts import PACKAGE, code_hash
 
 
@@ -59,50 +57,10 @@ class PeakMemory:
         """Peak since the last lap; the next one starts now, without what this one has freed."""
         peak = _peak_rss_mb()
         self.most = max(self.most, peak)
-        give_back()
+        heap.give_back()
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
         return round(peak, 1)
-
-
-def give_back() -> None:
-    """Return freed memory to the system: allocators keep it for later, and it would count as the next stage's."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # glibc's; others have none
-        libc = _libc()
-        while _HOLES:
-            libc.free(_HOLES.pop())
-        libc.malloc_trim(0)
-        _HOLES.extend(_holes(libc))
-
-
-_HOLES: list[int] = []
-"""Addresses of blocks that nobody uses. What outlives a stage lies here and there on its heap, with holes of all sizes
-between. A tensor goes where it fits best, those of a new size to a hole that is not resident yet, until all holes are:
-a stage after one that had gigabytes took half as much again. So the holes are set aside, and tensors lie together."""
-LARGEST_HOLE, SMALLEST_HOLE = 128 * 2**20, 2**20
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None)
-    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
-    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
-    return libc
-
-
-def _holes(libc: ctypes.CDLL) -> Iterator[int]:
-    """Blocks that fill the heap as far as it reaches; they are not written to, so that they take no memory."""
-    maps = (line.split() for line in Path("/proc/self/maps").read_text().splitlines())
-    heap = [int(end, 16) for words in maps if words[-1] == "[heap]" for end in words[0].split("-")]
-    size = LARGEST_HOLE
-    while heap and size >= SMALLEST_HOLE:
-        block = libc.malloc(size)
-        if block and heap[0] <= block < heap[-1]:
-            yield block
-        else:  # beyond the heap's end, or no part of it
-            libc.free(block)
-            size //= 2
 
 
 def _peak_rss_mb() -> float:

@@ -29,7 +29,8 @@ from assay.data.forest import Block
 from assay.data.pack import TokenBatch, collate
 from assay.models.backbone import Backbone, drop_dropout
 from assay.models.config import LoraConfig
-from assay.models.faster import LARGE, last_mlp, only_at
+from assay.models.faster import last_mlp, only_at
+from assay.models.heap import LARGE
 from assay.models.load import quiet_transformers
 from assay.models.packed import copied
 from assay.models.precision import compute_dtype, weight_dtype

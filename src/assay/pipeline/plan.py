@@ -94,6 +94,7 @@ def memory_needs(estimator: Estimator, store: Store) -> Iterator[Need]:
         for step in estimator.steps.values()
         if step.node is not None and not store.get(step.identity.id)
     ]
+    estimator.to_make = [step.id for step, _ in to_make]
     for step, count in to_make:
         estimator.of(step, count)
     if not estimator.device.startswith("cuda"):

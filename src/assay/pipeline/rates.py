@@ -1,10 +1,10 @@
 """What this machine takes for a model's work: seconds of a pass, of an update, of a token drawn.
 
-    t(all blocks) = t(one block) + (blocks − 1) · (t(three blocks) − t(one block)) / 2
+    t(all blocks) = t(one block) + (blocks − 1) · (t(n blocks) − t(one block)) / (n − 1)
 
-Stand-ins with one and three blocks do what the stages do, by the same code (`Backbone.states`, `token_logprobs`), so
+Stand-ins with one and n = 3 blocks do what the stages do, by the same code (`Backbone.states`, `token_logprobs`), so
 what is faster there is faster here: prompts read once, the last block's MLP where it is read alone, one library or the
-other for a product. Blocks before the last one are like each other; embeddings and head are in both.
+other for a product. Blocks before the last one are taken to be like the first ones; embeddings and head are in both.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ MOST_OPERATIONS = 1e11
 """Multiplications and additions of one timed pass through a block, at most: a second or two on a laptop."""
 
 
-SOME = 3
-"""Blocks of the larger stand-in: beside a head of 50,000 words one block more is hardly seen."""
+BLOCKS = 3
+"""Of the larger stand-in: beside a head of 50,000 words one block more is hardly seen."""
 Prepared = Callable[[Backbone, dict[str, Tensor]], AbstractContextManager[Callable[[], None]]]
 """From a stand-in, and what is trained of it, to the work that is timed."""
 
@@ -49,16 +49,16 @@ class Rates:
 
     @functools.cached_property
     def _built(self) -> list[tuple[Backbone, dict[str, Tensor]]]:
-        return [self.model.stand_in(blocks, self.model.vocabulary).build() for blocks in (1, self._some)]
+        return [self.model.stand_in(blocks, self.model.vocabulary).build() for blocks in (1, self._larger)]
 
     @property
-    def _some(self) -> int:
-        return min(SOME, self.model.blocks)
+    def _larger(self) -> int:
+        return min(BLOCKS, self.model.blocks)
 
     def passing(self, task: Pass) -> float:
         """Seconds of its micro-batch; of a large one, in proportion to those of its first rows."""
-        one, some = (sum(p.numel() for p in backbone.model.parameters()) for backbone, _ in self._built)
-        most = MOST_OPERATIONS * max(1, self._some - 1) / (max(1, some - one) * (6 if task.learns else 2))
+        one, more = (sum(p.numel() for p in backbone.model.parameters()) for backbone, _ in self._built)
+        most = MOST_OPERATIONS * max(1, self._larger - 1) / (max(1, more - one) * (6 if task.learns else 2))
         fits = next((n for n in range(1, len(task.rows)) if tokens(task.rows[: n + 1]) > most), len(task.rows))
         part = replace(task, rows=task.rows[:fits])
         batch = collate(part.rows, 0).to(self.model.device)
@@ -110,15 +110,15 @@ class Rates:
         return self._in_all(("token", rows, columns, weights), prepared)
 
     def _in_all(self, key: tuple[Any, ...], prepared: Prepared) -> float:
-        """From one block and some to all of them."""
+        """From one block and a few to all of them."""
         if key not in self._known:
             with ExitStack() as stack:
                 works = [stack.enter_context(prepared(backbone, trained)) for backbone, trained in self._built]
-                one, some = quickest(works, self.model.device)
+                one, more = quickest(works, self.model.device)
             for _, trained in self._built:
                 for parameter in trained.values():
                     parameter.grad = None
-            self._known[key] = one + (self.model.blocks - 1) * max(0.0, some - one) / max(1, self._some - 1)
+            self._known[key] = one + (self.model.blocks - 1) * max(0.0, more - one) / max(1, self._larger - 1)
         return self._known[key]
 
 

@@ -66,8 +66,9 @@ class Slots:
     cache: SlotCache
     mask: Tensor
     tokens: Tensor
-    """The newest token of each row, [B, 1], and its position."""
+    """The newest token of each row, [B, 1]."""
     positions: Tensor
+    """Its position, [B, 1]."""
     drawn: Tensor
     """How many tokens each row has drawn, [B, 1]."""
     uniform: Tensor
@@ -256,11 +257,11 @@ class Engine:
         return hidden_ND[last_B[which_B]], lines, places_BT[which_B]
 
     def _step(self, slots: Slots, params: SamplingParams, head: Head) -> None:
-        """Draw the next token of every row."""
+        """Run the trunk on the newest token of every row, and draw the next one."""
         self._draw(slots, states_after(self.policy.backbone, self.policy.adapter, slots), params, head)
 
     def _draw(self, slots: Slots, hidden_BD: Tensor, params: SamplingParams, head: Head) -> None:
-        """Draw the next token of every row."""
+        """Draw a token from each of these states, and append it to its row."""
         logits = head(hidden_BD.float())
         if slots.seen is not None:
             logits = penalise(logits, slots.seen, params.repetition_penalty)

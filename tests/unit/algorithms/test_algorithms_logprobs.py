@@ -166,6 +166,15 @@ def test_no_operation_ever_makes_all_logits_and_nothing_of_their_size_is_kept(wi
     assert sum(kept) <= inputs + tokens
 
 
+@pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
+def test_log_probabilities_of_a_large_vocabulary_may_stand_where_the_logits_were(device: str) -> None:
+    hidden, weight = torch.randn(40, 4, device=device), torch.randn(50257, 4, device=device)
+    ids = torch.randint(0, 50257, (40,), device=device)
+    found, _ = token_logprobs(hidden, weight, ids, chunk=16)
+    exact = (hidden.double() @ weight.double().T).log_softmax(-1).gather(1, ids[:, None]).squeeze(1)
+    assert_same(found, exact, 1e-5)
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_gradients_that_are_taken_on_the_way_are_computed_in_float32_under_autocast(frozen: bool) -> None:
     hidden, weight, bias, ids = head(torch.float32)

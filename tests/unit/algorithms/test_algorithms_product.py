@@ -11,6 +11,7 @@ import torch
 
 from assay.algorithms import product
 from assay.algorithms.product import linear
+from assay.models.heap import give_back
 from assay.pipeline import environment
 
 
@@ -104,11 +105,11 @@ def kept_after_many_shapes(shapes: int = 600) -> float:
         torch.ops.mkldnn._linear_pointwise(x[:rows], weight, None, "none", [], "")
 
     multiply(100 + shapes)
-    environment.give_back()
+    give_back()
     before = environment.resident_mb()
     for rows in range(100, 100 + shapes):
         multiply(rows)
-    environment.give_back()
+    give_back()
     return environment.resident_mb() - before
 
 

@@ -23,7 +23,7 @@ from assay.data.prepared import Prepared, Splits
 from assay.data.render import Renderer, Row
 from assay.errors import UsageError
 from assay.models.config import LoraConfig
-from assay.models.faster import LARGE
+from assay.models.heap import LARGE
 from assay.models.policy import load_policy
 from assay.pipeline import environment, footprint, plan, rates
 from assay.pipeline.architecture import TEXTS, Architectures
@@ -275,6 +275,29 @@ def test_what_cannot_fit_is_refused_with_settings_that_would(tmp_path: Path, mon
     again = load_recipe(str(file), [f"runs_dir={tmp_path / 'runs'}", *words_of(advice)])
     plan.check_memory(again, selected(again, Request(), fetch=False), store, data)
     assert not (tmp_path / "runs").exists()
+
+
+def test_products_are_compiled_anew_by_each_of_the_first_stages_still_to_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(RECIPE)
+    named = load_recipe(str(file), [f"runs_dir={tmp_path / 'runs'}"])
+    steps = selected(named, Request(), fetch=False)
+    monkeypatch.setattr(Model, "code", 50 * 2**20)
+
+    def memory(*to_make: str) -> float:
+        estimator = plan.estimator_of(named, steps, data)
+        estimator.to_make = to_make
+        estimate = estimator.of(steps[2], 1)
+        assert estimate is not None
+        return estimate.memory_mb
+
+    data = prepare(named.recipe.data, 0)
+    alone = memory("sft")
+    assert memory() == alone, "it is there already"
+    assert memory("pretrain", "sft") == pytest.approx(alone + 50)
+    assert memory("a", "b", "c", "d", "sft") == pytest.approx(alone + 100)
 
 
 SAMPLING = """\

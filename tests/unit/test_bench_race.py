@@ -136,7 +136,7 @@ def test_the_page_holds_every_race_that_was_run_under_its_shape() -> None:
     assert "≤ 0.35: yes" in gpt2  # the memory of the first side is a quarter
     assert "| 2.00 | ≥ 1.7: yes | 0.6 | 300% / 150% |" in gpt2
     assert "| 7.00 | ≥ 6: yes |" in llama.split("##")[0]
-    assert "GPT-Neo" not in text
+    assert "## GPT-Neo" not in text
     assert "GRPO, LoRA" not in text.split("## How")[0]
 
 

@@ -97,8 +97,9 @@ doctor-cost: $(VENV)/.installed ## what the doctor costs, before a run and while
 bench: $(VENV)/.installed ## race TRL and transformers with the same work, DATA=folder of HH-RLHF: docs/results/bench.md
 	$(BIN)/python -m bench.race --data '$(DATA)'
 
-bench-quick: $(VENV)/.installed ## the same with the smallest model, one step, one round: .bench/bench.md
-	$(BIN)/python -m bench.race --data '$(DATA)' --shapes llama --steps 1 --rounds 1 --results .bench
+bench-quick: $(VENV)/.installed ## the same with the smallest model, one step, one round, without vLLM: .bench/bench.md
+	$(BIN)/python -m bench.race --data '$(DATA)' --only reward reward_lora dpo sft generate grpo ppo \
+	  --shapes llama --steps 1 --rounds 1 --results .bench
 
 bench-where: $(VENV)/.installed ## where Assay's time goes in the races, DATA=folder of HH-RLHF: a section of docs/results/bench.md
 	$(BIN)/python -m bench.race.where --data '$(DATA)'

@@ -1,7 +1,7 @@
 """Races Assay against its peers, A B A B, each side in a process of its own.
 
     make bench                     →  docs/results/bench.md and .json; hours
-    make bench-quick               →  .bench/bench.md: the smallest model, one round; minutes
+    make bench-quick               →  .bench/bench.md: the smallest model, one step, without vLLM; three minutes
     python -m bench.race --only dpo --shapes gpt2 --steps 1 --rounds 1 --results .bench          one race alone
 
 Environments, models and rows are made under .bench/ once, and again when what they are made from changes. A command

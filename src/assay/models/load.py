@@ -72,6 +72,8 @@ def _load(kind: Any, folder: Path, *, device: str, trained: bool, **options: Any
                 **options,
             )
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
+        if "allocate memory" in str(error):  # nothing is wrong with the model
+            raise MemoryError(f"{folder} does not fit: {error}") from error
         raise ModelError(
             f"transformers cannot load {folder}: {error}", hint="is it a complete model of a known architecture?"
         ) from error

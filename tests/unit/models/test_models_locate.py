@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests import tiny
+from transformers import AutoModelForCausalLM
 
 from assay.errors import AssayError, ModelError, UsageError
 from assay.models.locate import locate, weights_hash
@@ -67,6 +68,15 @@ def test_damaged_weights_are_a_model_error(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:2000])
     with pytest.raises(ModelError, match="cannot load"):
         load_policy(folder)
+
+
+def test_a_model_that_does_not_fit_is_not_called_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("unable to mmap 497774208 bytes from file: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(MemoryError, match="does not fit"):
+        load_policy(tiny.folder("gpt2"))
 
 
 def test_the_hash_of_weights_follows_the_weights_and_not_the_place(tmp_path: Path) -> None:

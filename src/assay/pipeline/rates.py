@@ -36,7 +36,7 @@ MOST_OPERATIONS = 1e11
 
 BLOCKS = 3
 """Of the larger stand-in: beside a head of 50,000 words one block more is hardly seen."""
-Prepared = Callable[[Backbone, dict[str, Tensor]], AbstractContextManager[Callable[[], None]]]
+Preparation = Callable[[Backbone, dict[str, Tensor]], AbstractContextManager[Callable[[], None]]]
 """From a stand-in, and what is trained of it, to the work that is timed."""
 
 
@@ -109,7 +109,7 @@ class Rates:
 
         return self._in_all(("token", rows, columns, weights), prepared)
 
-    def _in_all(self, key: tuple[Any, ...], prepared: Prepared) -> float:
+    def _in_all(self, key: tuple[Any, ...], prepared: Preparation) -> float:
         """From one block and a few to all of them."""
         if key not in self._known:
             with ExitStack() as stack:

@@ -55,12 +55,12 @@ class PeakMemory:
 
     def lap(self) -> float:
         """Peak since the last lap; the next one starts now, without what this one has freed."""
-        peak = _peak_rss_mb()
+        peak = round(_peak_rss_mb(), 1)
         self.most = max(self.most, peak)
         heap.give_back()
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        return round(peak, 1)
+        return peak
 
 
 def _peak_rss_mb() -> float:
